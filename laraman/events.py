@@ -1,0 +1,225 @@
+"""Lifecycle events and the listeners that hear them.
+
+An event is a frozen dataclass: its type is its name. A listener is any callable that takes one; in a worker it may be ``async``.
+
+    @laraman.on(WorkerStarting)
+    async def connect(event):
+        event.worker.tasks.start_soon(link.run)
+
+Listeners of a type and of its bases run in the order they were registered. An exception in one is reported with the listener's name (and told as
+``WorkerError``), and never changes a response. The one exception: a ``ConfigError`` or ``BootError`` out of a ``...Starting`` listener refuses the start,
+because that is what raising it says.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from laraman.errors import BootError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+logger = logging.getLogger("uvicorn.error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events."""
+
+
+# In the master --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterEvent(Event):
+    """``server`` is the Master: ``server.add(Worker(...))`` while it is starting."""
+
+    server: Any
+
+
+class ServerStarting(MasterEvent):
+    """Before the first fork: a listener may add Workers. Raised errors of type ConfigError stop the start."""
+
+
+class ServerStarted(MasterEvent):
+    """Every worker has reported READY."""
+
+
+class ServerStopping(MasterEvent):
+    """Told once, before the workers are told to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerExited(MasterEvent):
+    """A worker process is gone; ``process`` is its record, ``reason`` what ended it in words."""
+
+    process: Any
+    reason: str
+
+
+# In the worker --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEvent(Event):
+    """``worker`` is the running Worker: ``worker.name``, ``worker.slot``, ``worker.tasks`` (an anyio TaskGroup)."""
+
+    worker: Any
+
+
+class WorkerStarting(WorkerEvent):
+    """Before the application is imported and before anything is accepted: links are started here."""
+
+
+class WorkerStarted(WorkerEvent):
+    """The worker accepts connections."""
+
+
+class WorkerStopping(WorkerEvent):
+    """Told first at every kind of end, before anything is drained, so that streams and consumers can end themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerError(WorkerEvent):
+    """A listener raised. ``listener`` is its qualified name."""
+
+    error: BaseException
+    listener: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationTerminated(Event):
+    """Base of every ``...Terminated`` event, so one reset listener serves all. ``outcome`` is "ok", "error", "disconnected" or "cancelled"."""
+
+    worker: Any
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestReceived(Event):
+    """A request's head is complete and the application is about to be called."""
+
+    worker: Any
+    scope: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestHandled(Event):
+    """The application returned; the response may still be on its way."""
+
+    worker: Any
+    scope: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTerminated(OperationTerminated):
+    """The request is over, whatever ended it."""
+
+    scope: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkUp(Event):
+    """A link is connected and its handshake is done."""
+
+    link: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkDown(Event):
+    """A link lost its connection; ``error`` says why, None when it was closed on purpose."""
+
+    link: Any
+    error: BaseException | None
+
+
+# Registration and delivery --------------------------------------------------------------------------------------------------------
+
+E = TypeVar("E", bound=Event)
+
+_registered: list[tuple[type[Event], Callable[[Any], Any]]] = []
+_cache: dict[type[Event], tuple[Callable[[Any], Any], ...]] = {}
+
+
+@overload
+def on(event_type: type[E]) -> Callable[[Callable[[E], Any]], Callable[[E], Any]]: ...
+
+
+@overload
+def on(event_type: type[E], listener: Callable[[E], Any]) -> Callable[[E], Any]: ...
+
+
+def on(event_type: type[E], listener: Callable[[E], Any] | None = None) -> Any:
+    """Register ``listener`` for ``event_type`` and the types derived from it; without a listener, a decorator.
+
+    Raises ConfigError when the type is not an event or the listener cannot be called.
+    """
+    if not (isinstance(event_type, type) and issubclass(event_type, Event)):
+        raise ConfigError(f"{event_type!r} is not an event type")
+    if listener is None:
+        return lambda function: on(event_type, function)
+    if not callable(listener):
+        raise ConfigError(f"the listener {listener!r} for {event_type.__name__} cannot be called")
+    _registered.append((event_type, listener))
+    _cache.clear()
+    return listener
+
+
+def listeners(event_type: type[Event]) -> tuple[Callable[[Any], Any], ...]:
+    """Who hears this type, in order of registration. Cached, so asking costs one dict lookup."""
+    found = _cache.get(event_type)
+    if found is None:
+        found = _cache[event_type] = tuple(listener for heard, listener in _registered if issubclass(event_type, heard))
+    return found
+
+
+def forget(modules: Iterable[str]) -> None:
+    """Drop the listeners that these modules defined: they are about to be imported afresh."""
+    gone = set(modules)
+    _registered[:] = [(kind, listener) for kind, listener in _registered if getattr(listener, "__module__", None) not in gone]
+    _cache.clear()
+
+
+def emit(event: Event) -> None:
+    """Tell the listeners, in the master, where nothing can be awaited: an async listener there is reported as an error."""
+    for listener in listeners(type(event)):
+        try:
+            result = listener(event)
+            if inspect.isawaitable(result):
+                _discard(result)
+                raise ConfigError(f"{type(event).__name__} is told in the master, which has no event loop: make the listener a plain function")
+        except Exception as exc:
+            _report(event, listener, exc)
+
+
+async def aemit(event: Event) -> None:
+    """Tell the listeners, in a worker; async ones are awaited one after another."""
+    for listener in listeners(type(event)):
+        try:
+            result = listener(event)
+            if inspect.isawaitable(result):
+                await result
+        except Exception as exc:
+            error = _report(event, listener, exc)
+            if error is not None:
+                await aemit(error)
+
+
+def _report(event: Event, listener: Callable[[Any], Any], exc: Exception) -> WorkerError | None:
+    if isinstance(event, (ServerStarting, WorkerStarting)) and isinstance(exc, (ConfigError, BootError)):
+        raise exc
+    name = f"{getattr(listener, '__module__', '?')}.{getattr(listener, '__qualname__', repr(listener))}"
+    logger.error("Listener %s for %s raised", name, type(event).__name__, exc_info=exc)
+    if isinstance(event, WorkerError) or not hasattr(event, "worker"):
+        return None  # an error about an error would go round for ever
+    return WorkerError(worker=event.worker, error=exc, listener=name)
+
+
+def _discard(awaitable: Any) -> None:
+    close = getattr(awaitable, "close", None)
+    if close is not None:
+        close()

@@ -1,0 +1,1 @@
+"""Sockets and asyncio: addresses, listening sockets, connections and links."""

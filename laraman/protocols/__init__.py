@@ -1,0 +1,45 @@
+"""Bytes to messages and back: no socket, no asyncio, no clock.
+
+A protocol has four methods; a user's own needs the first and the third only:
+
+    receive_data(data) -> list of messages    every message now complete; the rest is kept. RemoteProtocolError ends the connection
+    receive_eof() -> None                     RemoteProtocolError when a message is unfinished
+    send(message) -> bytes                    LocalProtocolError when it may not be sent
+    data_to_send() -> bytes                   what the protocol itself owes the peer (a pong, a close echo)
+
+"More bytes are needed" is never an exception: ``receive_data`` just returns fewer messages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol as TypingProtocol
+
+from laraman.errors import ConfigError
+from laraman.protocols.framing import Frame, Raw, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Protocol(TypingProtocol):
+    """What a connection needs of its codec."""
+
+    def receive_data(self, data: bytes) -> Sequence[Any]: ...
+
+    def receive_eof(self) -> None: ...
+
+    def send(self, message: Any) -> bytes: ...
+
+    def data_to_send(self) -> bytes: ...
+
+
+#: The protocols an address can name, by URL scheme.
+PROTOCOLS: dict[str, Callable[[], Protocol]] = {"tcp": Raw, "text": Text, "frame": Frame}
+
+
+def protocol_named(scheme: str) -> Callable[[], Protocol]:
+    """The factory of the protocol that an address's scheme names. Raises ConfigError when there is none."""
+    try:
+        return PROTOCOLS[scheme]
+    except KeyError:
+        raise ConfigError(f"no protocol is called {scheme!r}; known are {', '.join(sorted(PROTOCOLS))}") from None

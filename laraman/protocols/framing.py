@@ -1,0 +1,122 @@
+"""The three byte framings of custom workers and links, and the length-prefix codec that they and ipc share."""
+
+from __future__ import annotations
+
+from laraman.errors import LocalProtocolError, RemoteProtocolError
+
+#: Largest message, in bytes, that a peer may send when nothing else is said (Workerman's maxPackageSize).
+MAX_MESSAGE_SIZE = 10 * 1024 * 1024
+
+
+class Raw:
+    """``tcp://``: no framing. What one read brings is one message, so messages merge and split as TCP pleases."""
+
+    def receive_data(self, data: bytes) -> list[bytes]:
+        return [bytes(data)] if data else []
+
+    def receive_eof(self) -> None:
+        """A byte stream may end anywhere."""
+
+    def send(self, message: bytes) -> bytes:
+        return message
+
+    def data_to_send(self) -> bytes:
+        return b""
+
+
+class Text:
+    """``text://``: lines of UTF-8 ended by LF; a CR before it is dropped (Workerman's Text protocol)."""
+
+    def __init__(self, max_size: int = MAX_MESSAGE_SIZE) -> None:
+        self._max_size = max_size
+        self._buffer = bytearray()
+        self._searched = 0
+
+    def receive_data(self, data: bytes) -> list[str]:
+        buffer = self._buffer
+        buffer += data
+        # Search only what is new, or a long line fed in small pieces costs quadratic time.
+        end = buffer.rfind(b"\n", self._searched)
+        if end < 0:
+            self._searched = len(buffer)
+            if self._searched > self._max_size:
+                raise RemoteProtocolError(f"line longer than {self._max_size} bytes", close_code=1009)
+            return []
+        lines = bytes(buffer[:end]).split(b"\n")
+        del buffer[: end + 1]
+        self._searched = len(buffer)
+        return [self._decode(line) for line in lines]
+
+    def _decode(self, line: bytes) -> str:
+        if len(line) > self._max_size:
+            raise RemoteProtocolError(f"line longer than {self._max_size} bytes", close_code=1009)
+        try:
+            return line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as exc:
+            raise RemoteProtocolError(f"line is not UTF-8: {exc}", close_code=1007) from None
+
+    def receive_eof(self) -> None:
+        if self._buffer:
+            raise RemoteProtocolError("connection ended inside a line")
+
+    def send(self, message: str) -> bytes:
+        if "\n" in message:
+            raise LocalProtocolError("a text message may not contain a line feed")
+        return message.encode() + b"\n"
+
+    def data_to_send(self) -> bytes:
+        return b""
+
+
+class LengthPrefixed:
+    """Messages behind a big-endian unsigned length.
+
+    ``size`` is the width of the length in bytes; with ``inclusive`` the length counts itself as well, as Workerman's Frame does;
+    netsvr, EasySwoole's unix process and ipc count the body only. ``max_size`` bounds the body, in bytes.
+    """
+
+    def __init__(self, size: int = 4, *, inclusive: bool = False, max_size: int = MAX_MESSAGE_SIZE) -> None:
+        self._size = size
+        self._extra = size if inclusive else 0
+        self._max_size = max_size
+        self._buffer = bytearray()
+
+    def receive_data(self, data: bytes) -> list[bytes]:
+        buffer = self._buffer
+        buffer += data
+        size, extra = self._size, self._extra
+        messages: list[bytes] = []
+        start = 0
+        available = len(buffer)
+        while available - start >= size:
+            length = int.from_bytes(buffer[start : start + size], "big") - extra
+            if not 0 <= length <= self._max_size:
+                raise RemoteProtocolError(f"frame length {length} is outside 0..{self._max_size}", close_code=1009)
+            end = start + size + length
+            if end > available:
+                break
+            messages.append(bytes(buffer[start + size : end]))
+            start = end
+        if start:
+            del buffer[:start]
+        return messages
+
+    def receive_eof(self) -> None:
+        if self._buffer:
+            raise RemoteProtocolError("connection ended inside a frame")
+
+    def send(self, message: bytes) -> bytes:
+        length = len(message)
+        if length > self._max_size or (length + self._extra) >> (8 * self._size):
+            raise LocalProtocolError(f"message of {length} bytes is larger than this framing allows")
+        return (length + self._extra).to_bytes(self._size, "big") + message
+
+    def data_to_send(self) -> bytes:
+        return b""
+
+
+class Frame(LengthPrefixed):
+    """``frame://``: a 4-byte big-endian length that includes itself, then the body (Workerman's Frame protocol)."""
+
+    def __init__(self, max_size: int = MAX_MESSAGE_SIZE) -> None:
+        super().__init__(4, inclusive=True, max_size=max_size)

@@ -1,0 +1,49 @@
+"""The envelope between laraman's own processes: control verbs, and what master and worker tell each other.
+
+On the wire an envelope is one length-prefixed frame (4 bytes, body only) that holds a JSON object. Its ``op`` says what it is; ``id``, when present,
+is echoed by the answer. JSON, because it is readable with common tools, bounded by the frame and cannot execute anything.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from laraman.errors import RemoteProtocolError
+from laraman.protocols.framing import LengthPrefixed
+
+Envelope = dict[str, Any]
+
+#: A reply to ``connections`` of a full worker is the largest envelope: some 50,000 rows.
+MAX_ENVELOPE_SIZE = 16 * 1024 * 1024
+
+
+class Ipc:
+    """Envelopes on a stream."""
+
+    def __init__(self, max_size: int = MAX_ENVELOPE_SIZE) -> None:
+        self._frames = LengthPrefixed(max_size=max_size)
+
+    def receive_data(self, data: bytes) -> list[Envelope]:
+        return [_decode(frame) for frame in self._frames.receive_data(data)]
+
+    def receive_eof(self) -> None:
+        self._frames.receive_eof()
+
+    def send(self, message: Envelope) -> bytes:
+        return self._frames.send(json.dumps(message, separators=(",", ":")).encode())
+
+    def data_to_send(self) -> bytes:
+        return b""
+
+
+def _decode(frame: bytes) -> Envelope:
+    try:
+        envelope = json.loads(frame)
+    except ValueError as exc:  # UnicodeDecodeError is one
+        raise RemoteProtocolError(f"envelope is not JSON: {exc}") from None
+    except RecursionError:
+        raise RemoteProtocolError("envelope is nested too deeply") from None
+    if not isinstance(envelope, dict) or not isinstance(envelope.get("op"), str):
+        raise RemoteProtocolError("envelope has no op")
+    return envelope
