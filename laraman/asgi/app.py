@@ -1,0 +1,158 @@
+"""The application: found by its conventional file, imported by its import string.
+
+``find_app`` reads source text and also runs in the master, so nothing here imports asyncio; only ``load_app``, which runs in a worker,
+executes code of the user.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laraman.errors import BootError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from laraman.config import Config
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Where an application called ``app`` is looked for when none is named, in this order.
+CONVENTIONAL_FILES = ("main.py", "app.py", "api.py", "asgi.py", "app/main.py")
+
+logger = logging.getLogger("uvicorn.error")
+
+
+def find_app(directory: str | os.PathLike[str]) -> str:
+    """The import string of the first conventional file in ``directory`` that defines ``app``, or "" when none does.
+
+    The files are parsed, never imported. One that does not parse is named too: importing it then says where its error is, while
+    "no application found" would send its author looking in the wrong place.
+    """
+    for name in CONVENTIONAL_FILES:
+        try:
+            tree = ast.parse((Path(directory) / name).read_bytes())
+        except OSError:
+            continue
+        except (SyntaxError, ValueError):
+            return _import_string(name)
+        if "app" in _names_bound(tree.body):
+            return _import_string(name)
+    return ""
+
+
+def _import_string(path: str) -> str:
+    return path.removesuffix(".py").replace("/", ".") + ":app"
+
+
+def _names_bound(body: list[ast.stmt]) -> Iterator[str]:
+    """The names that these statements bind in the module, also under ``if``, ``try`` and ``with``."""
+    for statement in body:
+        match statement:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield statement.name
+            case ast.Import() | ast.ImportFrom():
+                yield from ((alias.asname or alias.name) for alias in statement.names)
+            case ast.Assign():
+                yield from (name for target in statement.targets for name in _names_stored(target))
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr()):
+                yield name
+            case _:
+                blocks = (getattr(statement, part, []) for part in ("body", "orelse", "finalbody"))
+                handlers = (handler.body for handler in getattr(statement, "handlers", []))
+                for block in (*blocks, *handlers):
+                    yield from _names_bound(block)
+
+
+def _names_stored(target: ast.expr) -> Iterator[str]:
+    for node in ast.walk(target):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def load_app(config: Config) -> ASGIApp:
+    """Import ``config.app`` ("pkg.mod:attribute", the attribute may be dotted) and, when it is a factory, call it.
+
+    ``config.app_dir`` or else the working directory goes to the front of ``sys.path``. Raises BootError with one clear line; an error
+    raised by the user's own code is logged with its traceback first.
+    """
+    directory = os.path.abspath(config.app_dir or os.curdir)
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    return _application(_import(config.app), config)
+
+
+def _import(target: str) -> Any:
+    module_name, _, attributes = target.partition(":")
+    if not module_name or not attributes:
+        raise BootError(f'Error loading ASGI app. Import string "{target}" must be in format "<module>:<attribute>".')
+    found = _import_module(module_name)
+    try:
+        for attribute in attributes.split("."):
+            found = getattr(found, attribute)
+    except AttributeError:
+        raise BootError(f'Error loading ASGI app. Attribute "{attributes}" not found in module "{module_name}".') from None
+    return found
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as exc:
+        # Only the module asked for, or a package on the way to it: a missing dependency of the user's module is that module's error.
+        if isinstance(exc, ModuleNotFoundError) and exc.name and f"{name}.".startswith(f"{exc.name}."):
+            raise BootError(f'Error loading ASGI app. Could not import module "{name}".') from None
+        raise _user_error(f'Error loading ASGI app. Importing module "{name}" failed', exc) from None
+
+
+def _application(found: Any, config: Config) -> ASGIApp:
+    if not callable(found):
+        raise BootError(f'Error loading ASGI app. "{config.app}" is not callable, but {type(found).__name__}.')
+    if not config.factory:
+        if _accepts(found, 3):
+            return found  # type: ignore[no-any-return]
+        if not _accepts(found, 0):
+            raise BootError(f'Error loading ASGI app. "{config.app}" takes neither (scope, receive, send) nor, as a factory, nothing.')
+        logger.warning("ASGI app factory detected. Using it, but please consider setting the --factory flag explicitly.")
+    try:
+        application = found()
+    except (Exception, SystemExit) as exc:
+        raise _user_error("Error loading ASGI app factory", exc) from None
+    if not callable(application):
+        raise BootError(f'Error loading ASGI app factory: "{config.app}" returned {type(application).__name__}, which is not callable.')
+    return application  # type: ignore[no-any-return]
+
+
+def _accepts(function: Any, count: int) -> bool:
+    """Whether it can be called with so many positional arguments. Asking the signature runs nothing, calling it to find out would."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature; nobody writes a factory in C
+        return count == 3
+    return True
+
+
+def _user_error(what: str, exc: BaseException) -> BootError:
+    logger.error("%s", what, exc_info=exc.with_traceback(_users_part(exc.__traceback__)))
+    return BootError(f"{what}: {type(exc).__name__}: {' '.join(str(exc).split())}")
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """Without the leading frames of this file and of the import system."""
+    while trace is not None and (trace.tb_frame.f_code.co_filename == __file__ or "importlib" in trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return trace

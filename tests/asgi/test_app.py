@@ -1,0 +1,173 @@
+"""Finding and importing the application."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from laraman.asgi.app import find_app, load_app
+from laraman.errors import BootError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass
+class Settings:
+    app: str
+    app_dir: str
+    factory: bool = False
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write files, then load an import string from them; modules and sys.path are put back."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def _load(target: str, factory: bool = False, **files: str) -> Any:
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return load_app(Settings(target, str(tmp_path), factory))  # type: ignore[arg-type]
+
+    yield _load
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+APP = "async def app(scope, receive, send): pass\n"
+
+
+def test_a_plain_function(load: Any) -> None:
+    assert load("lm_plain:app", lm_plain=APP).__name__ == "app"
+
+
+def test_a_dotted_attribute_and_an_instance(load: Any) -> None:
+    source = "class Site:\n    async def __call__(self, scope, receive, send): pass\nclass box:\n    site = Site()\n"
+    assert type(load("lm_dotted:box.site", lm_dotted=source)).__name__ == "Site"
+
+
+def test_a_function_of_any_arguments_is_an_application(load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert load("lm_star:app", lm_star="async def app(*args): pass\n").__name__ == "app"
+    assert not caplog.records
+
+
+def test_a_factory_is_called_and_a_warning_asks_for_the_flag(load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    source = APP + "def make(): return app\n"
+    assert load("lm_factory:make", lm_factory=source).__name__ == "app"
+    assert caplog.messages == ["ASGI app factory detected. Using it, but please consider setting the --factory flag explicitly."]
+    caplog.clear()
+    assert load("lm_factory:make", factory=True).__name__ == "app"
+    assert not caplog.records
+
+
+def test_an_application_class_is_instantiated_as_a_factory(load: Any) -> None:
+    source = "class Site:\n    async def __call__(self, scope, receive, send): pass\n"
+    assert type(load("lm_class:Site", lm_class=source)).__name__ == "Site"
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("lm_nowhere:app", 'Error loading ASGI app. Could not import module "lm_nowhere".'),
+        ("lm_nowhere.sub:app", 'Error loading ASGI app. Could not import module "lm_nowhere.sub".'),
+        ("lm_there.sub:app", 'Error loading ASGI app. Could not import module "lm_there.sub".'),
+        ("lm_there:nothing", 'Error loading ASGI app. Attribute "nothing" not found in module "lm_there".'),
+        ("lm_there:app.x.y", 'Error loading ASGI app. Attribute "app.x.y" not found in module "lm_there".'),
+        ("lm_there", 'Error loading ASGI app. Import string "lm_there" must be in format "<module>:<attribute>".'),
+        (":app", 'Error loading ASGI app. Import string ":app" must be in format "<module>:<attribute>".'),
+        ("lm_there:number", 'Error loading ASGI app. "lm_there:number" is not callable, but int.'),
+        ("lm_there:wsgi", 'Error loading ASGI app. "lm_there:wsgi" takes neither (scope, receive, send) nor, as a factory, nothing.'),
+        ("lm_there:empty", 'Error loading ASGI app factory: "lm_there:empty" returned NoneType, which is not callable.'),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(load: Any, target: str, text: str) -> None:
+    with pytest.raises(BootError) as caught:
+        load(target, lm_there=APP + "number = 1\ndef wsgi(environ, start): pass\ndef empty(): pass\n")
+    assert str(caught.value) == text
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("import lm_missing_dependency\n", "ModuleNotFoundError: No module named 'lm_missing_dependency'"),
+        ("raise RuntimeError('no\\ndatabase')\n", "RuntimeError: no database"),
+        ("import sys\nsys.exit(4)\n", "SystemExit: 4"),
+    ],
+)
+def test_an_error_inside_the_users_module_keeps_its_traceback_in_the_log(
+    load: Any, caplog: pytest.LogCaptureFixture, source: str, line: str
+) -> None:
+    with pytest.raises(BootError) as caught:
+        load("lm_broken:app", lm_broken=source)
+    assert str(caught.value) == f'Error loading ASGI app. Importing module "lm_broken" failed: {line}'
+    logged = logging.Formatter().format(caplog.records[-1])
+    assert "lm_broken.py" in logged
+    assert "importlib" not in logged
+    assert "asgi/app.py" not in logged
+
+
+def test_a_syntax_error_names_its_place(load: Any) -> None:
+    with pytest.raises(BootError, match=r"failed: SyntaxError: .*lm_syntax\.py, line 2\)"):
+        load("lm_syntax:app", lm_syntax="ok = 1\ndef app(:\n")
+
+
+def test_a_factory_that_raises(load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(BootError, match=r"^Error loading ASGI app factory: KeyError: 'DATABASE'$"):
+        load("lm_raises:make", factory=True, lm_raises="def make(): raise KeyError('DATABASE')\n")
+    assert "in make" in caplog.text
+    with pytest.raises(BootError, match=r"^Error loading ASGI app factory: TypeError: app\(\) missing 3"):
+        load("lm_app:app", factory=True, lm_app=APP)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "app = object()\n",
+        "app: object = object()\n",
+        "app = application = object()\n",
+        "other, app = 1, 2\n",
+        "def app(): pass\n",
+        APP,
+        "class app: pass\n",
+        "from shop import app\n",
+        "from shop import site as app\n",
+        "if True:\n    pass\nelse:\n    app = 1\n",
+        "try:\n    pass\nexcept Exception:\n    app = 1\n",
+        "with open('x') as f:\n    app = 1\n",
+        "def app(:\n",
+    ],
+)
+def test_find_app_reads_without_importing(tmp_path: Path, source: str) -> None:
+    (tmp_path / "main.py").write_text(source)
+    assert find_app(tmp_path) == "main:app"
+
+
+@pytest.mark.parametrize(
+    "source", ["", "application = 1\n", "def f():\n    app = 1\n", "class C:\n    app = 1\n", "app: int\n", "x.app = 1\n", "app.x = 1\n"]
+)
+def test_find_app_finds_nothing(tmp_path: Path, source: str) -> None:
+    (tmp_path / "main.py").write_text(source)
+    assert find_app(str(tmp_path)) == ""
+
+
+def test_find_app_takes_the_first_conventional_file(tmp_path: Path) -> None:
+    found = []
+    (tmp_path / "app").mkdir()
+    for name in ("app/main.py", "asgi.py", "api.py", "app.py", "main.py"):
+        (tmp_path / name).write_text("app = 1\n")
+        found.append(find_app(tmp_path))
+    assert found == ["app.main:app", "asgi:app", "api:app", "app:app", "main:app"]
+
+
+def test_the_master_may_use_it() -> None:
+    """The command line looks for the application in the master, which has no event loop."""
+    code = "import sys, laraman.asgi.app; sys.exit('asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
