@@ -93,7 +93,7 @@ class WorkerError(WorkerEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationTerminated(Event):
-    """Base of every ``...Terminated`` event, so one reset listener serves all. ``outcome`` is "ok", "error", "disconnected" or "cancelled"."""
+    """Base of every ``...Terminated`` event, so one reset listener serves all. ``outcome`` is "ok", "error" or "cancelled"."""
 
     worker: Any
     outcome: str
@@ -144,6 +144,15 @@ E = TypeVar("E", bound=Event)
 _registered: list[tuple[type[Event], Callable[[Any], Any]]] = []
 _cache: dict[type[Event], tuple[Callable[[Any], Any], ...]] = {}
 
+#: Grows with every change of who listens, so that a hot path can remember an answer and see in one comparison that it is old.
+version = 0
+
+
+def _changed() -> None:
+    global version
+    version += 1
+    _cache.clear()
+
 
 @overload
 def on(event_type: type[E]) -> Callable[[Callable[[E], Any]], Callable[[E], Any]]: ...
@@ -165,7 +174,7 @@ def on(event_type: type[E], listener: Callable[[E], Any] | None = None) -> Any:
     if not callable(listener):
         raise ConfigError(f"the listener {listener!r} for {event_type.__name__} cannot be called")
     _registered.append((event_type, listener))
-    _cache.clear()
+    _changed()
     return listener
 
 
@@ -181,7 +190,7 @@ def forget(modules: Iterable[str]) -> None:
     """Drop the listeners that these modules defined: they are about to be imported afresh."""
     gone = set(modules)
     _registered[:] = [(kind, listener) for kind, listener in _registered if getattr(listener, "__module__", None) not in gone]
-    _cache.clear()
+    _changed()
 
 
 def emit(event: Event) -> None:

@@ -138,6 +138,7 @@ class HeadParser:
         elif head.startswith(b" HTTP/1.0", end_of_line - 9):
             self.version = "1.0"
         else:
+            self._renew()
             raise RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", status_hint=505)
         self._read_fields()
         self._read_target()
@@ -188,9 +189,11 @@ class HeadParser:
         self.expects_continue = False
         self.upgrade = b""
         special = self._special
-        if len(special) == 1 and special[0][0] == b"host":  # most requests
+        if self.keep_alive and len(special) == 1 and special[0][0] == b"host":  # most requests
             self._check_host(special[0][1])
             return
+        # llhttp may now wait for a body, which never comes its way, or for the end of the connection, which is one of many.
+        self._renew()
         fields: dict[bytes, bytes] = {}
         for name, value in special:
             if name not in fields:
@@ -234,9 +237,6 @@ class HeadParser:
             if not _DIGITS.match(length):
                 raise RemoteProtocolError("Content-Length is not a number")
             self.content_length = int(length)
-        if self.chunked or self.content_length:
-            # llhttp now waits for the body, which never comes its way.
-            self._renew()
 
     def _check_host(self, host: bytes) -> None:
         if host in self._hosts:

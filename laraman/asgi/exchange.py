@@ -1,0 +1,370 @@
+"""One HTTP request and its response, as the application sees them: ``receive`` and ``send`` of the ASGI HTTP specification 2.3.
+
+https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from laraman.protocols.http1 import status_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from laraman.asgi.app import Message, Scope
+    from laraman.asgi.http import HttpConnection
+
+logger = logging.getLogger("uvicorn.error")
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_DIGITS = re.compile(rb"[0-9]{1,18}\Z")
+
+# What a response field's name asks of the server. 0: nothing.
+_LENGTH, _CODING, _CONNECTION, _DATE, _SERVER = 1, 2, 3, 4, 5
+_KINDS = {b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connection": _CONNECTION, b"date": _DATE, b"server": _SERVER}
+#: Names that were checked once; an application has a handful. Bounded, because a name may come from outside.
+_names: dict[bytes, int] = dict(_KINDS)
+_MAX_NAMES = 1024
+
+_status_lines = {status: status_line(status) for status in range(200, 600)}
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# How the end of the body is told.
+_BY_LENGTH, _BY_CHUNKS, _BY_CLOSE, _HEAD_ONLY, _NO_BODY = range(5)
+
+
+class Exchange:
+    """Runs the application for one request.
+
+    ``head_sent`` says that bytes of the response are on their way; until then an error can still become a 500.
+    """
+
+    __slots__ = (
+        "_body",
+        "_connection",
+        "_default_headers",
+        "_drained",
+        "_expects_continue",
+        "_framing",
+        "_gone",
+        "_head",
+        "_keep_alive",
+        "_left",
+        "_more_body",
+        "_waiter",
+        "complete",
+        "disconnected",
+        "scope",
+        "started",
+        "task",
+    )
+
+    def __init__(self, connection: HttpConnection, scope: Scope) -> None:
+        heads = connection.service.heads
+        self.scope = scope
+        self.task: asyncio.Task[None] | None = None
+        self.started = False
+        self.complete = False
+        self.disconnected = False
+        self._connection = connection
+        self._keep_alive = heads.keep_alive
+        self._expects_continue = heads.expects_continue
+        self._more_body = heads.chunked or heads.content_length > 0
+        self._body: bytes | bytearray | None = b""
+        self._waiter: asyncio.Future[None] | None = None
+        self._head: bytes | None = None
+        self._gone = False
+        self._framing = _BY_LENGTH
+        self._left = 0
+
+    # The request -----------------------------------------------------------------------------------------------------------------
+
+    def feed(self, body: bytes, complete: bool) -> int:
+        """Body bytes have come; return how many now wait for the application."""
+        waiting = self._body
+        if not waiting:
+            self._body = body
+        elif isinstance(waiting, bytearray):
+            waiting += body
+        else:
+            self._body = bytearray(waiting)
+            self._body += body
+        if complete:
+            self._more_body = False
+        if body or complete:
+            self._wake()
+        return len(self._body) if self._body else 0
+
+    def disconnect(self, *, gone: bool = False) -> None:
+        """The client sends no more; when it is ``gone`` it does not read either, and what is sent goes nowhere."""
+        self.disconnected = True
+        self._gone = self._gone or gone
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def receive(self) -> Message:
+        """The next piece of the body, or ``http.disconnect`` once the response is complete or the client has left."""
+        while True:
+            body = self._body
+            if body is not None and not self.complete:
+                if body or not self._more_body:
+                    more = self._more_body
+                    self._body = b"" if more else None
+                    if more:
+                        self._connection.resume_reading()
+                    return {"type": "http.request", "body": bytes(body), "more_body": more}
+                if not self.disconnected:
+                    self._ask_for_body()
+            if self.disconnected or self.complete:
+                return {"type": "http.disconnect"}
+            self._waiter = self._connection.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _ask_for_body(self) -> None:
+        if self._expects_continue:
+            self._expects_continue = False
+            if not self.head_sent:
+                self._connection.write(CONTINUE)
+        self._connection.expect_body()
+
+    # The response ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def head_sent(self) -> bool:
+        return self.started and self._head is None
+
+    @property
+    def until_close(self) -> bool:
+        """The end of the connection is the end of this body."""
+        return self.started and self._framing == _BY_CLOSE
+
+    async def send(self, message: Message) -> None:
+        """Send one response message. Raises RuntimeError where the order or the content is not allowed; does nothing after a disconnect."""
+        kind = message["type"]
+        if not self.started:
+            if kind != "http.response.start":
+                raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
+            if not self._gone:
+                self._start(message)
+            self.started = True
+            return
+        if self.complete:
+            raise RuntimeError(f"Unexpected ASGI message '{kind}' sent, after response already completed.")
+        if kind != "http.response.body":
+            raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{kind}'.")
+        more = message.get("more_body", False)
+        if self._gone:
+            self.complete = not more
+            return
+        connection = self._connection
+        data = self._frame(message.get("body", b""), more)
+        if self._head is not None:
+            data = self._head + data
+            self._head = None
+        if data:
+            connection.bytes_out += len(data)
+            connection.transport.write(data)
+        if not more:
+            self._finish()
+        elif connection.writing_paused:
+            await connection.drained()
+
+    def _start(self, message: Message) -> None:
+        """Build the head. It waits for the first body message, which ASGI asks for, or for the end of this turn of the loop."""
+        connection = self._connection
+        service = connection.service
+        status = message["status"]
+        line = _status_lines.get(status)
+        if line is None:
+            raise RuntimeError(f"Invalid HTTP status {status!r}.")
+        defaults = service.default_headers
+        parts = [line, defaults]
+        count = service.default_headers_count
+        length: bytes | None = None
+        keep_alive = self._keep_alive and not connection.is_closing
+        for name, value in message.get("headers", ()):
+            kind = _names.get(name)
+            if kind is None:
+                kind = _check_name(name)
+            if kind:
+                if kind == _LENGTH:
+                    if length is not None or not _DIGITS.match(value):
+                        raise RuntimeError("Invalid Content-Length in the response headers.")
+                    length = value
+                    continue
+                if kind == _CODING:
+                    continue  # the framing is the server's
+                if kind == _CONNECTION:
+                    keep_alive = keep_alive and b"close" not in value.lower()
+                    continue
+                parts[1], count = _without(parts[1], count, kind)
+            parts += (name, b": ", value, b"\r\n")
+            count += 1
+        head = b"".join(parts)
+        # One look at the whole instead of one at each value: a line break that no field accounts for came out of a value.
+        if head.count(b"\n") != count + 1 or head.count(b"\r") != count + 1 or b"\0" in head:
+            raise RuntimeError("Invalid HTTP header value.")
+        if self._more_body and self._expects_continue:
+            keep_alive = False  # the body was never asked for; what the client sends next could be it or a request
+        self._keep_alive = keep_alive
+        self._frame_head(status, length)
+        self._head = head
+        service.hold(self)
+        if service.access_log:
+            service.log_access(self.scope, status)
+
+    def _frame_head(self, status: int, length: bytes | None) -> None:
+        """Choose how the end of the body is told (RFC 9112 section 6.3). ``_left`` is the length, or -1 while it is unknown or not to be sent."""
+        self._left = -1 if length is None else int(length)
+        if status in (204, 304):
+            self._framing = _NO_BODY
+            if status == 204:
+                self._left = -1
+        elif self.scope["method"] == "HEAD":
+            self._framing = _HEAD_ONLY
+        elif length is not None:
+            self._framing = _BY_LENGTH
+        else:
+            self._framing = _BY_CHUNKS if self.scope["http_version"] == "1.1" else _BY_CLOSE
+
+    def _frame(self, body: bytes, more: bool) -> bytes:
+        """What of ``body`` goes on the wire."""
+        if self._head is not None:
+            self._complete_head(body, more)
+        framing = self._framing
+        if framing == _BY_LENGTH:
+            self._left -= len(body)
+            if self._left < 0:
+                raise RuntimeError("Response content longer than Content-Length")
+            if not more and self._left:
+                raise RuntimeError("Response content shorter than Content-Length")
+            return body
+        if framing == _BY_CLOSE:
+            return body
+        if framing != _BY_CHUNKS:
+            return b""
+        if not body:
+            return b"" if more else b"0\r\n\r\n"
+        return b"%x\r\n%b\r\n%b" % (len(body), body, b"" if more else b"0\r\n\r\n")
+
+    def _complete_head(self, body: bytes, more: bool) -> None:
+        """Add the fields of framing and connection, and the empty line. A body that is whole in its first message gets its length, not chunks."""
+        assert self._head is not None
+        framing = self._framing
+        if self._left < 0 and not more and framing != _NO_BODY:
+            self._left = len(body)
+            if framing != _HEAD_ONLY:
+                self._framing = _BY_LENGTH
+        end = b"\r\n"
+        if self._left >= 0:
+            end = b"content-length: %d\r\n\r\n" % self._left
+        elif framing == _BY_CHUNKS or (framing == _HEAD_ONLY and self._is_1_1):
+            end = b"transfer-encoding: chunked\r\n\r\n"
+        elif framing == _BY_CLOSE:
+            self._keep_alive = False
+        if not self._keep_alive:
+            end = b"connection: close\r\n" + end
+        elif not self._is_1_1:
+            end = b"connection: keep-alive\r\n" + end
+        self._head += end
+
+    @property
+    def _is_1_1(self) -> bool:
+        return bool(self.scope["http_version"] == "1.1")
+
+    def flush_head(self) -> None:
+        """The application is busy elsewhere: the client gets the head now."""
+        if self._head is not None and not self._gone:
+            self._complete_head(b"", True)
+            head, self._head = self._head, None
+            self._connection.write(head)
+
+    def _finish(self) -> None:
+        self.complete = True
+        self._body = None
+        self._wake()
+        self._connection.finished(self._keep_alive)
+
+    # The task --------------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Call the application; whatever happens to it, the client gets an honest end."""
+        service = self._connection.service
+        try:
+            result = await service.call(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            self._fail(503)
+        except Exception as exc:
+            logger.error("Exception in ASGI application\n", exc_info=exc)
+            self._fail(500)
+        except BaseException:
+            self._fail(500)
+            raise
+        else:
+            if result is not None:
+                logger.error("ASGI callable should return None, but returned '%s'.", result)
+            if not self.complete and self.disconnected:
+                self._give_up()
+            elif not self.complete:
+                what = "completing" if self.started else "starting"
+                logger.error("ASGI callable returned without %s response.", what)
+                self._fail(500)
+        finally:
+            service.ended(self)
+
+    def _fail(self, status: int) -> None:
+        if self.complete or self._gone:
+            return
+        connection = self._connection
+        sent = self.head_sent
+        self.complete = True
+        self._wake()
+        if sent:
+            connection.abort_exchange()
+        else:
+            self.started, self._head = True, None
+            connection.exchange = None
+            connection.refuse(status)
+
+    def _give_up(self) -> None:
+        """The application heard of the disconnect and stopped: nothing is missing but the end of the connection."""
+        self.complete = True
+        if not self._gone:
+            self._connection.abort_exchange()
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+def _check_name(name: Any) -> int:
+    """Check a field name that was not seen before and remember what it asks of the server."""
+    if not isinstance(name, bytes) or not _TOKEN.match(name):
+        raise RuntimeError("Invalid HTTP header name.")
+    kind = _KINDS.get(name.lower(), 0)
+    if len(_names) < _MAX_NAMES:
+        _names[name] = kind
+    return kind
+
+
+def _without(defaults: bytes, count: int, kind: int) -> tuple[bytes, int]:
+    """The default fields less the one that the application sends itself."""
+    prefix = b"date: " if kind == _DATE else b"server: "
+    kept = _lines_without(defaults.splitlines(keepends=True), prefix)
+    return b"".join(kept), count - (len(defaults.splitlines()) - len(kept))
+
+
+def _lines_without(lines: Iterable[bytes], prefix: bytes) -> list[bytes]:
+    return [line for line in lines if not line.lower().startswith(prefix)]

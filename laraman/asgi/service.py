@@ -1,0 +1,250 @@
+"""The handler of the "http" worker: loads the application, runs its lifespan, makes connections, starts exchanges, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from laraman import events, log
+from laraman.asgi.app import load_app
+from laraman.asgi.http import HttpConnection
+from laraman.asgi.lifespan import Lifespan
+from laraman.events import RequestHandled, RequestReceived, RequestTerminated, aemit, listeners
+from laraman.protocols.http1 import HeadParser
+from laraman.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from laraman.asgi.app import ASGIApp, Receive, Scope, Send
+    from laraman.asgi.exchange import Exchange
+    from laraman.config import Config
+    from laraman.process.worker import Worker
+
+access_logger = logging.getLogger("uvicorn.access")
+
+#: Seconds between two looks at the connections' deadlines while draining.
+DRAIN_TICK = 0.05
+#: Parts of the stop's time after which streams are told that their client is gone, and after which what still runs is cancelled.
+SOFT, HARD = 0.5, 0.8
+
+
+class Http:
+    """One per worker process. ``now`` is the loop's time at the last tick: deadlines are seconds long and need no finer clock."""
+
+    def __init__(self) -> None:
+        self.running: set[Exchange] = set()
+        self.default_headers = b""
+        self.default_headers_count = 0
+        self.now = 0.0
+        self._held: list[Exchange] = []
+        self._events_version = -1
+        self._ticking: asyncio.TimerHandle | None = None
+
+    # The worker's hooks ----------------------------------------------------------------------------------------------------------
+
+    def on_load(self, worker: Worker) -> None:
+        """Import the application. Raises BootError."""
+        self.worker = worker
+        self.config: Config = worker.config
+        self.app: ASGIApp = load_app(self.config)
+
+    async def on_start(self, worker: Worker) -> None:
+        """Run the lifespan's startup. Raises BootError."""
+        config = self.config
+        self.loop = asyncio.get_running_loop()
+        self.lifespan = Lifespan(self.app, config.lifespan, timeout=config.timeout_worker_boot)
+        await self.lifespan.startup()
+        self.state = self.lifespan.state
+        self.sandbox = Sandbox(self.lifespan.context)
+        self.heads = HeadParser(max_line=config.limit_request_line, max_fields=config.limit_request_fields, engine=config.http)
+        self.body_limit: float = config.limit_request_body or float("inf")
+        self.access_log = log.access_enabled()
+        self.server_address: tuple[str, int | None] | None = (config.uds, None) if config.uds else None
+        self._root_path_bytes = config.root_path.encode()
+        timeouts = (config.timeout_keep_alive, config.timeout_request_header, config.timeout_request_body, config.timeout_write)
+        self._interval = min(1.0, max(0.05, min(timeouts) / 4))
+        self._tick()
+
+    def connection(self, worker: Worker) -> HttpConnection:
+        return HttpConnection(self)
+
+    async def on_drain(self, worker: Worker, deadline: float | None) -> None:
+        """Let what is running finish: first by itself, then with a disconnect for streams, then by cancellation, always before ``deadline``."""
+        start = self.loop.time()
+        soft = hard = float("inf")
+        if deadline is not None:
+            soft, hard = (start + part * (deadline - start) for part in (SOFT, HARD))
+        for connection in list(worker.connections):
+            connection.shutdown()
+        while worker.connections or self.running:
+            now = self.loop.time()
+            self._look_at_deadlines(now)
+            if now >= soft:
+                soft = float("inf")
+                for exchange in self.running:
+                    exchange.disconnect()
+            if now >= hard:
+                await self._cancel_rest(worker)
+                return
+            await asyncio.sleep(DRAIN_TICK)
+
+    async def _cancel_rest(self, worker: Worker) -> None:
+        if self.running:
+            logging.getLogger("uvicorn.error").error("Cancel %d running task(s), timeout graceful shutdown exceeded", len(self.running))
+        for exchange in list(self.running):
+            exchange.cancel()
+        for connection in list(worker.connections):
+            connection.cancel()
+        tasks = [exchange.task for exchange in self.running if exchange.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=0.5)
+        flushed = self.loop.time() + 0.3
+        while worker.connections and self.loop.time() < flushed:
+            await asyncio.sleep(DRAIN_TICK)
+        for connection in list(worker.connections):
+            connection.transport.abort()
+
+    async def on_stop(self, worker: Worker) -> None:
+        """Run the lifespan's shutdown."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+        await self.lifespan.shutdown()
+
+    # Time ------------------------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._refresh_default_headers()
+        self._look_at_deadlines(self.loop.time())
+        self._ticking = self.loop.call_later(self._interval, self._tick)
+
+    def _look_at_deadlines(self, now: float) -> None:
+        self.now = now
+        for connection in list(self.worker.connections):
+            connection.tick(now)
+
+    def _refresh_default_headers(self) -> None:
+        config = self.config
+        lines = [b"date: " + formatdate(time.time(), usegmt=True).encode()] if config.date_header else []
+        if config.server_header:
+            lines.append(b"server: laraman")
+        for header in config.header:
+            name, _, value = header.partition(":")
+            if config.server_header and name.strip().lower() == "server":
+                lines.remove(b"server: laraman")
+            lines.append(f"{name.strip()}: {value.strip()}".encode("latin-1"))
+        self.default_headers = b"".join(line + b"\r\n" for line in lines)
+        self.default_headers_count = len(lines)
+
+    # Exchanges -------------------------------------------------------------------------------------------------------------------
+
+    def is_full(self) -> bool:
+        """uvicorn's rule for ``--limit-concurrency``: connections or running requests have reached it."""
+        limit = self.config.limit_concurrency
+        return limit is not None and (len(self.worker.connections) >= limit or len(self.running) >= limit)
+
+    def start(self, exchange: Exchange) -> None:
+        """Run the application for this exchange, in a task and a context of its own."""
+        if self._events_version != events.version:
+            self._listen()
+        self.running.add(exchange)
+        self.worker.in_flight += 1
+        exchange.task = self.loop.create_task(exchange.run(), context=self.sandbox.context())
+
+    def ended(self, exchange: Exchange) -> None:
+        self.running.discard(exchange)
+        self.worker.in_flight -= 1
+        exchange.task = None
+
+    def _listen(self) -> None:
+        """Choose how the application is called: the events around it cost nothing while nobody listens."""
+        self._events_version = events.version
+        heard = any(listeners(kind) for kind in (RequestReceived, RequestHandled, RequestTerminated))
+        self.call: Any = self.operate if heard else self.app
+
+    async def operate(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        """Call the application with the request's events around it. What it raises comes out of here."""
+        outcome = "ok"
+        await aemit(RequestReceived(worker=self.worker, scope=scope))
+        try:
+            result = await self.app(scope, receive, send)
+            await aemit(RequestHandled(worker=self.worker, scope=scope))
+            return result
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except BaseException:
+            outcome = "error"
+            raise
+        finally:
+            await aemit(RequestTerminated(worker=self.worker, scope=scope, outcome=outcome))
+
+    def hold(self, exchange: Exchange) -> None:
+        """Keep a response head back until its first body message or the end of this turn of the loop, so that most responses are one write."""
+        if not self._held:
+            self.loop.call_soon(self._flush)
+        self._held.append(exchange)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        for exchange in held:
+            exchange.flush_head()
+
+    # Scopes ----------------------------------------------------------------------------------------------------------------------
+
+    def scope(self, connection: HttpConnection) -> Scope:
+        """The ASGI HTTP scope of the head that was just parsed."""
+        heads = self.heads
+        root_path = self.config.root_path
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": heads.version,
+            "server": connection.server,
+            "client": connection.client,
+            "scheme": connection.scheme,
+            "method": heads.method,
+            "root_path": root_path,
+            "path": root_path + heads.path if root_path else heads.path,
+            "raw_path": self._root_path_bytes + heads.raw_path,
+            "query_string": heads.query,
+            "headers": heads.headers,
+            "state": self.state.copy(),
+        }
+
+    def websocket_scope(self, connection: HttpConnection) -> Scope:
+        """The ASGI websocket scope of the head that was just parsed."""
+        scope = self.scope(connection)
+        del scope["method"]
+        offered = b",".join(value for name, value in self.heads.headers if name == b"sec-websocket-protocol").decode("latin-1")
+        scope["type"] = "websocket"
+        scope["asgi"] = {"version": "3.0", "spec_version": "2.4"}
+        scope["scheme"] = "wss" if connection.scheme == "https" else "ws"
+        scope["subprotocols"] = [protocol for part in offered.split(",") if (protocol := part.strip())]
+        scope["extensions"] = {"websocket.http.response": {}}
+        return scope
+
+    # Answers and lines -----------------------------------------------------------------------------------------------------------
+
+    def error_body(self, status: int) -> bytes:
+        if status == 400:
+            return b"Invalid HTTP request received."
+        return HTTPStatus(status).phrase.encode()
+
+    def log_access(self, scope: Scope, status: int) -> None:
+        """The access line, with uvicorn's arguments in uvicorn's order: filters index them."""
+        client = scope["client"]
+        query = scope["query_string"]
+        path = quote(scope["path"])
+        access_logger.info(
+            '%s - "%s %s HTTP/%s" %d',
+            f"{client[0]}:{client[1]}" if client else "",
+            scope.get("method", "WebSocket"),
+            f"{path}?{query.decode('ascii', 'backslashreplace')}" if query else path,
+            scope["http_version"],
+            status,
+        )
+
