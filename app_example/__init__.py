@@ -1,0 +1,6 @@
+"""The example: a small coffee shop whose prices come over a Link from another process."""
+
+import os
+
+#: Where the ticker listens and where its Links dial.
+TICKER = f"frame://127.0.0.1:{os.environ.get('TICKER_PORT', '9100')}"

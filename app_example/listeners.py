@@ -1,0 +1,35 @@
+"""What happens around the application: named by ``listeners`` in pyproject.toml, imported by laraman.
+
+The master imports this module too, to add the ticker before it forks. The master runs no event loop and no application code, so
+what needs either is imported inside the listeners that run in the workers.
+"""
+
+from __future__ import annotations
+
+import laraman
+from app_example import TICKER
+from laraman import ServerStarting, Worker, WorkerStarting, WorkerStopping
+
+
+@laraman.on(ServerStarting)
+def add_ticker(event: ServerStarting) -> None:
+    """In the master: run the ticker beside the HTTP workers, under the same supervision."""
+    event.server.add(Worker("ticker", TICKER, count=1, handler="app_example.ticker:Ticker"))
+
+
+@laraman.on(WorkerStarting)
+async def connect(event: WorkerStarting) -> None:
+    """In each HTTP worker: keep a connection to the ticker for as long as the worker lives."""
+    if event.worker.name == "http":
+        from app_example.feed import feed
+
+        event.worker.tasks.start_soon(feed.link.run)
+
+
+@laraman.on(WorkerStopping)
+async def end_streams(event: WorkerStopping) -> None:
+    """Told before anything is drained: open event streams end themselves."""
+    if event.worker.name == "http":
+        from app_example.streams import closing
+
+        closing.set()

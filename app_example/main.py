@@ -1,0 +1,128 @@
+"""A small Starlette application. Nothing here knows which server runs it, except that prices come from ``app_example.feed``.
+
+laraman start                 # in the repository; pyproject.toml names the application and its listeners
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.templating import Jinja2Templates
+
+from app_example.catalogue import BY_SYMBOL, COFFEES
+from app_example.feed import UnknownSymbol, feed
+from app_example.streams import clock
+from laraman.errors import Busy, LinkDown
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.websockets import WebSocket
+
+templates = Jinja2Templates(Path(__file__).parent / "templates")
+
+
+class State(TypedDict):
+    """Made by the lifespan; every request gets its own shallow copy as ``request.state``."""
+
+    started: float
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[State]:
+    yield {"started": time.monotonic()}
+
+
+async def home(request: Request) -> Response:
+    return templates.TemplateResponse(request, "home.html", {"coffees": COFFEES})
+
+
+async def label(request: Request) -> Response:
+    return templates.TemplateResponse(request, "label.html", {"upload": None})
+
+
+async def upload_label(request: Request) -> Response:
+    """The form's file, hashed in pieces: Starlette has spooled a large one to disk, so memory stays small whatever its size."""
+    async with request.form(max_files=1, max_fields=5) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise HTTPException(422, "choose a file")
+        digest = hashlib.sha256()
+        while piece := await file.read(64 * 1024):
+            digest.update(piece)
+        upload = {"name": file.filename, "size": file.size, "sha256": digest.hexdigest()}
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse(upload)
+    return templates.TemplateResponse(request, "label.html", {"upload": upload})
+
+
+async def echo_page(request: Request) -> Response:
+    return templates.TemplateResponse(request, "echo.html")
+
+
+async def echo(websocket: WebSocket) -> None:
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        await websocket.send_text(text)
+
+
+async def events(request: Request) -> Response:
+    return StreamingResponse(clock(), media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+
+
+async def coffees(request: Request) -> Response:
+    return JSONResponse([coffee._asdict() for coffee in COFFEES])
+
+
+async def coffee(request: Request) -> Response:
+    found = BY_SYMBOL.get(request.path_params["symbol"])
+    if found is None:
+        raise HTTPException(404, "no such coffee")
+    return JSONResponse(found._asdict())
+
+
+async def health(request: Request) -> Response:
+    return JSONResponse({"pid": os.getpid(), "uptime": round(time.monotonic() - request.state.started, 1), "ticker": feed.link.state})
+
+
+async def price(request: Request) -> Response:
+    """Asks the ticker over the Link. The HTTP client gets an answer whatever state the ticker is in."""
+    symbol = request.path_params["symbol"]
+    try:
+        value = await feed.price(symbol)
+    except UnknownSymbol:
+        raise HTTPException(404, "no such coffee") from None
+    except (LinkDown, Busy) as exc:
+        raise HTTPException(503, str(exc), headers={"retry-after": "1"}) from None
+    except TimeoutError:
+        raise HTTPException(504, "the ticker did not answer in time") from None
+    return JSONResponse({"symbol": symbol, "price": value, "pid": os.getpid()})
+
+
+app = Starlette(
+    lifespan=lifespan,
+    routes=[
+        Route("/", home),
+        Route("/label", label),
+        Route("/label", upload_label, methods=["POST"]),
+        Route("/echo", echo_page),
+        WebSocketRoute("/ws", echo),
+        Route("/events", events),
+        Route("/api/coffees", coffees),
+        Route("/api/coffees/{symbol}", coffee),
+        Route("/api/health", health),
+        Route("/ticker/price/{symbol}", price),
+    ],
+)

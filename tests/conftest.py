@@ -1,0 +1,222 @@
+"""Fixtures that start the real server, and leave nothing of it behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+T = TypeVar("T")
+
+#: Seconds after which a wait gives up. Generous: only what is broken gets there.
+DEADLINE = 30.0
+
+
+def wait_until(condition: Callable[[], T], timeout: float = DEADLINE, what: str = "the condition") -> T:
+    """Ask until the answer is true, and return it. Fails the test after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come true within {timeout:g} s"
+        time.sleep(0.02)
+    return answer
+
+
+def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without what would configure a server by accident."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("LARAMAN_", "UVICORN_")) and name != "WEB_CONCURRENCY"}
+    return {**ours, "PYTHONUNBUFFERED": "1", **extra}
+
+
+class Server:
+    """One ``laraman start`` in a directory of its own, and the commands a user would type there."""
+
+    def __init__(self, directory: Path, arguments: tuple[str, ...], environ: Mapping[str, str]) -> None:
+        self.directory = directory
+        self.environ = clean_environment(environ)
+        self._log = directory / "output.txt"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "laraman", "start", *arguments],
+                cwd=directory,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # its session tells its processes from others
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of the master."""
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        """Everything it has written to stdout and stderr."""
+        return self._log.read_text(errors="replace")
+
+    def cli(self, *arguments: str, timeout: float = DEADLINE) -> subprocess.CompletedProcess[str]:
+        """Run ``laraman <arguments>`` beside it."""
+        return subprocess.run(
+            [sys.executable, "-m", "laraman", *arguments],
+            cwd=self.directory,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """The answer of ``laraman status --json``; empty when nothing answers."""
+        result = self.cli("status", "--json")
+        return json.loads(result.stdout) if result.returncode == 0 else {}
+
+    def processes(self, worker: str = "http") -> list[dict[str, Any]]:
+        return [row for row in self.status().get("processes", []) if row["worker"] == worker]
+
+    def connections(self) -> list[dict[str, Any]]:
+        """The rows of ``laraman connections --json``."""
+        result = self.cli("connections", "--json")
+        assert result.returncode == 0, result.stderr
+        answer = json.loads(result.stdout)
+        return answer["rows"] if isinstance(answer, dict) else answer
+
+    @property
+    def port(self) -> int:
+        """Of its first address, asked once."""
+        if not hasattr(self, "_port"):
+            self._port = int(self.status()["server"]["addresses"][0].rpartition(":")[2].strip("/"))
+        return self._port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_ready(self, timeout: float = DEADLINE) -> None:
+        """Until every process is READY. Fails with the server's output when it ends instead."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, f"exited with {self.process.returncode} instead of starting:\n{self.output}"
+            status = self.status()
+            return bool(status.get("processes")) and all(row["state"].upper() == "READY" for row in status["processes"])
+
+        try:
+            wait_until(ready, timeout, "readiness")
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}\n{self.output}") from None
+
+    def stop(self, signum: int = signal.SIGTERM, timeout: float = DEADLINE) -> int:
+        """Send the signal and return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
+        return self.process.wait(timeout)
+
+    def survivors(self) -> dict[int, str]:
+        """Its processes that are alive, by pid: those of its session and, for daemons, those that work in its directory."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and (command := self._own(entry)):
+                found[int(entry.name)] = command
+        return found
+
+    def _own(self, entry: Path) -> str:
+        try:
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            if state == "Z" or not (int(session) == self.pid or Path(os.readlink(entry / "cwd")) == self.directory):
+                return ""
+            return (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() or "?"
+        except OSError:  # it has just ended
+            return ""
+
+    def close(self) -> None:
+        """Stop it, and fail when a process of it is left: a supervisor that leaks processes is broken whatever else works."""
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(DEADLINE)
+            raise AssertionError(f"SIGTERM did not end it within {DEADLINE:g} s:\n{self.output}") from None
+        finally:
+            left = self._kill_survivors()
+        assert not left, f"left behind: {left}\n{self.output}"
+
+    def _kill_survivors(self) -> dict[int, str]:
+        """Workers notice the death of their master within 2 s; what lives after 3 s is killed and returned."""
+        deadline = time.monotonic() + 3
+        while (left := self.survivors()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return left
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Start servers: ``server("app:app", "--workers", "2", files={"app.py": "..."})`` returns one that is ready.
+
+    It listens on a free port of 127.0.0.1 unless the arguments say otherwise. ``environ`` adds environment variables; with
+    ``ready=False`` nothing is waited for. A test with ``-d`` passes that too, and its daemon is found by its directory.
+    """
+    started: list[Server] = []
+
+    def start(*arguments: str, files: Mapping[str, str] | None = None, environ: Mapping[str, str] | None = None, ready: bool = True) -> Server:
+        directory = tmp_path_factory.mktemp("srv").resolve()  # short: a unix socket's path has to fit
+        for name, text in (files or {}).items():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_text(text)
+        listens = {"--port", "--uds", "--fd"} & {argument.partition("=")[0] for argument in arguments}
+        running = Server(directory, (*arguments, *(() if listens else ("--port", "0"))), environ or {})
+        started.append(running)
+        if ready:
+            running.wait_ready()
+        return running
+
+    yield start
+    problems = []
+    for running in started:
+        try:
+            running.close()
+        except AssertionError as exc:
+            problems.append(str(exc))
+    if problems:
+        pytest.fail("\n".join(problems))
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def wrk() -> str:
+    """The path of wrk. Where it is not installed a user's test is skipped, and CI's fails."""
+    path = shutil.which("wrk")
+    if path is None and os.environ.get("CI") == "true":
+        pytest.fail("wrk is not installed")
+    if path is None:
+        pytest.skip("wrk is not installed (apt-get install wrk)")
+    return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.fork)
