@@ -36,8 +36,8 @@ def wait_until(condition: Callable[[], T], timeout: float = DEADLINE, what: str 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without what would configure a server by accident."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("LARAMAN_", "UVICORN_")) and name != "WEB_CONCURRENCY"}
-    return {**ours, "PYTHONUNBUFFERED": "1", **extra}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LARAMAN_", "UVICORN_", "WEB_CONCURRENCY"))}
+    return {**kept, "PYTHONUNBUFFERED": "1", **extra}
 
 
 class Server:
@@ -92,8 +92,8 @@ class Server:
         """The rows of ``laraman connections --json``."""
         result = self.cli("connections", "--json")
         assert result.returncode == 0, result.stderr
-        answer = json.loads(result.stdout)
-        return answer["rows"] if isinstance(answer, dict) else answer
+        rows: list[dict[str, Any]] = json.loads(result.stdout)["rows"]
+        return rows
 
     @property
     def port(self) -> int:
@@ -145,6 +145,8 @@ class Server:
     def close(self) -> None:
         """Stop it, and fail when a process of it is left: a supervisor that leaks processes is broken whatever else works."""
         try:
+            if self.process.poll() is not None and self.survivors():  # a daemon: the command that started it is over
+                self.cli("stop")
             self.stop()
         except subprocess.TimeoutExpired:
             self.process.kill()
@@ -174,7 +176,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., S
     """
     started: list[Server] = []
 
-    def start(*arguments: str, files: Mapping[str, str] | None = None, environ: Mapping[str, str] | None = None, ready: bool = True) -> Server:
+    def start(
+        *arguments: str, files: Mapping[str, str] | None = None, environ: Mapping[str, str] | None = None, ready: bool = True
+    ) -> Server:
         directory = tmp_path_factory.mktemp("srv").resolve()  # short: a unix socket's path has to fit
         for name, text in (files or {}).items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
