@@ -6,15 +6,16 @@ An event is a frozen dataclass: its type is its name. A listener is any callable
     async def connect(event):
         event.worker.tasks.start_soon(link.run)
 
-Listeners of a type and of its bases run in the order they were registered. An exception in one is reported with the listener's name (and told as
-``WorkerError``), and never changes a response. The one exception: a ``ConfigError`` or ``BootError`` out of a ``...Starting`` listener refuses the start,
-because that is what raising it says.
+Listeners of a type and of its bases run in the order they were registered. An exception in one is reported with the listener's name (and told
+as ``WorkerError``), and never changes a response. The one exception: a ``ConfigError`` or ``BootError`` out of a ``...Starting`` listener refuses
+the start, because that is what raising it says.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -41,14 +42,17 @@ class MasterEvent(Event):
     server: Any
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStarting(MasterEvent):
     """Before the first fork: a listener may add Workers. Raised errors of type ConfigError stop the start."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStarted(MasterEvent):
     """Every worker has reported READY."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStopping(MasterEvent):
     """Told once, before the workers are told to stop."""
 
@@ -71,14 +75,17 @@ class WorkerEvent(Event):
     worker: Any
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarting(WorkerEvent):
     """Before the application is imported and before anything is accepted: links are started here."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(WorkerEvent):
     """The worker accepts connections."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStopping(WorkerEvent):
     """Told first at every kind of end, before anything is drained, so that streams and consumers can end themselves."""
 
@@ -141,7 +148,8 @@ class LinkDown(Event):
 
 E = TypeVar("E", bound=Event)
 
-_registered: list[tuple[type[Event], Callable[[Any], Any]]] = []
+#: (type, listener, names of the modules that registered and defined it), in order of registration
+_registered: list[tuple[type[Event], Callable[[Any], Any], frozenset[Any]]] = []
 _cache: dict[type[Event], tuple[Callable[[Any], Any], ...]] = {}
 
 #: Grows with every change of who listens, so that a hot path can remember an answer and see in one comparison that it is old.
@@ -169,11 +177,17 @@ def on(event_type: type[E], listener: Callable[[E], Any] | None = None) -> Any:
     """
     if not (isinstance(event_type, type) and issubclass(event_type, Event)):
         raise ConfigError(f"{event_type!r} is not an event type")
+    # Who registers, because that is who will register again when it is imported afresh: the listener may be a library's function.
+    registrar = sys._getframe(1).f_globals.get("__name__")
     if listener is None:
-        return lambda function: on(event_type, function)
+        return lambda function: _register(event_type, function, registrar)
+    return _register(event_type, listener, registrar)
+
+
+def _register(event_type: type[Event], listener: Callable[[Any], Any], registrar: str | None) -> Callable[[Any], Any]:
     if not callable(listener):
         raise ConfigError(f"the listener {listener!r} for {event_type.__name__} cannot be called")
-    _registered.append((event_type, listener))
+    _registered.append((event_type, listener, frozenset({registrar, getattr(listener, "__module__", None)})))
     _changed()
     return listener
 
@@ -182,14 +196,14 @@ def listeners(event_type: type[Event]) -> tuple[Callable[[Any], Any], ...]:
     """Who hears this type, in order of registration. Cached, so asking costs one dict lookup."""
     found = _cache.get(event_type)
     if found is None:
-        found = _cache[event_type] = tuple(listener for heard, listener in _registered if issubclass(event_type, heard))
+        found = _cache[event_type] = tuple(listener for heard, listener, _ in _registered if issubclass(event_type, heard))
     return found
 
 
 def forget(modules: Iterable[str]) -> None:
-    """Drop the listeners that these modules defined: they are about to be imported afresh."""
+    """Drop the listeners that these modules registered or defined: they are about to be imported afresh."""
     gone = set(modules)
-    _registered[:] = [(kind, listener) for kind, listener in _registered if getattr(listener, "__module__", None) not in gone]
+    _registered[:] = [entry for entry in _registered if gone.isdisjoint(entry[2])]
     _changed()
 
 
