@@ -56,6 +56,7 @@ class Exchange:
         "_keep_alive",
         "_left",
         "_more_body",
+        "_plain",
         "_waiter",
         "complete",
         "disconnected",
@@ -169,10 +170,17 @@ class Exchange:
             self.complete = not more
             return
         connection = self._connection
-        data = self._frame(message.get("body", b""), more)
-        if self._head is not None:
-            data = self._head + data
+        data = message.get("body", b"")
+        head = self._head
+        if head is not None and not more and len(data) == self._left and self._plain:
+            # Most responses: known length, one message, kept connection.
+            data = b"%bcontent-length: %d\r\n\r\n%b" % (head, self._left, data)
             self._head = None
+        else:
+            data = self._frame(data, more)
+            if self._head is not None:
+                data = self._head + data
+                self._head = None
         if data:
             connection.bytes_out += len(data)
             connection.transport.write(data)
@@ -221,7 +229,10 @@ class Exchange:
         self._keep_alive = keep_alive
         self._frame_head(status, length)
         self._head = head
-        service.hold(self)
+        held = service.held
+        if not held:
+            service.flush_heads_soon()
+        held.append(self)
         if service.access_log:
             service.log_access(self.scope, status)
 
@@ -238,6 +249,7 @@ class Exchange:
             self._framing = _BY_LENGTH
         else:
             self._framing = _BY_CHUNKS if self.scope["http_version"] == "1.1" else _BY_CLOSE
+        self._plain = self._framing == _BY_LENGTH and self._keep_alive and self._is_1_1
 
     def _frame(self, body: bytes, more: bool) -> bytes:
         """What of ``body`` goes on the wire."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from email.utils import formatdate
@@ -40,7 +41,7 @@ class Http:
         self.default_headers = b""
         self.default_headers_count = 0
         self.now = 0.0
-        self._held: list[Exchange] = []
+        self.held: list[Exchange] = []
         self._events_version = -1
         self._ticking: asyncio.TimerHandle | None = None
 
@@ -64,10 +65,14 @@ class Http:
         self.body_limit: float = config.limit_request_body or float("inf")
         self.access_log = log.access_enabled()
         self.server_address: tuple[str, int | None] | None = (config.uds, None) if config.uds else None
+        self._root_path = config.root_path
         self._root_path_bytes = config.root_path.encode()
         timeouts = (config.timeout_keep_alive, config.timeout_request_header, config.timeout_request_body, config.timeout_write)
         self._interval = min(1.0, max(0.05, min(timeouts) / 4))
         self._tick()
+        # What startup made stays: it need not be looked at in every collection.
+        gc.collect()
+        gc.freeze()
 
     def connection(self, worker: Worker) -> HttpConnection:
         return HttpConnection(self)
@@ -182,14 +187,12 @@ class Http:
         finally:
             await aemit(RequestTerminated(worker=self.worker, scope=scope, outcome=outcome))
 
-    def hold(self, exchange: Exchange) -> None:
-        """Keep a response head back until its first body message or the end of this turn of the loop, so that most responses are one write."""
-        if not self._held:
-            self.loop.call_soon(self._flush)
-        self._held.append(exchange)
+    def flush_heads_soon(self) -> None:
+        """The heads in ``held`` wait for their first body message until the end of this turn of the loop, so that most responses are one write."""
+        self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        held, self._held = self._held, []
+        held, self.held = self.held, []
         for exchange in held:
             exchange.flush_head()
 
@@ -198,7 +201,12 @@ class Http:
     def scope(self, connection: HttpConnection) -> Scope:
         """The ASGI HTTP scope of the head that was just parsed."""
         heads = self.heads
-        root_path = self.config.root_path
+        root_path = self._root_path
+        raw_path = heads.raw_path
+        path = heads.path if b"%" in raw_path else raw_path.decode("ascii")
+        if root_path:
+            path = root_path + path
+            raw_path = self._root_path_bytes + raw_path
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -208,8 +216,8 @@ class Http:
             "scheme": connection.scheme,
             "method": heads.method,
             "root_path": root_path,
-            "path": root_path + heads.path if root_path else heads.path,
-            "raw_path": self._root_path_bytes + heads.raw_path,
+            "path": path,
+            "raw_path": raw_path,
             "query_string": heads.query,
             "headers": heads.headers,
             "state": self.state.copy(),

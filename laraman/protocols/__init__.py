@@ -12,7 +12,8 @@ A protocol has four methods; a user's own needs the first and the third only:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol as TypingProtocol
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as TypingProtocol
 
 from laraman.errors import ConfigError
 from laraman.protocols.framing import Frame, Raw, Text

@@ -1,7 +1,7 @@
 """HTTP/1.1 heads and bodies (RFC 9112), bytes in and values out.
 
-A head is handed over whole: the connection looks for its end, so limits hold while bytes arrive, time is linear in them, and the bytes behind a head are
-never parsed before their turn. Therefore one ``HeadParser`` serves all connections of a worker, and an idle connection owns no parser at all.
+A head is handed over whole: the connection looks for its end, so limits hold while bytes arrive, time is linear in them, and the
+bytes behind a head are never parsed before their turn. Therefore one ``HeadParser`` serves all connections of a worker, and an idle connection owns no parser at all.
 
 httptools (llhttp) checks the grammar of lines and fields; what it lets through and RFC 9112 does not is checked here: the version, exactly one
 valid Host, the four forms of the target, blanks behind values, the framing of the body.
@@ -101,7 +101,7 @@ class HeadParser:
         self._max_line = max_line
         self._max_fields = max_fields
         self._few_bytes = 4 * max_fields  # a field takes at least four bytes, so a shorter head needs no counting
-        self._hosts: set[bytes] = set()
+        self._hosts: set[tuple[bytes, bytes]] = set()  # fields that were found valid
         self._special: list[tuple[bytes, bytes]] = []
         self._parse = self._parse_h11 if engine == "h11" else self._parse_httptools
         self.headers = []
@@ -135,6 +135,10 @@ class HeadParser:
         self._parse(head)
         if head.startswith(b" HTTP/1.1", end_of_line - 9):
             self.version = "1.1"
+            special = self._special
+            if len(special) == 1 and special[0] in self._hosts and self.target[0] == 47 and b"#" not in self.target:
+                self._accept_plain()
+                return
         elif head.startswith(b" HTTP/1.0", end_of_line - 9):
             self.version = "1.0"
         else:
@@ -142,6 +146,14 @@ class HeadParser:
             raise RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", status_hint=505)
         self._read_fields()
         self._read_target()
+
+    def _accept_plain(self) -> None:
+        """Most requests: origin form, a host that was checked before, nothing said of body or connection."""
+        self.keep_alive = True
+        self.content_length = 0
+        self.chunked = self.expects_continue = False
+        self.upgrade = b""
+        self.raw_path, _, self.query = self.target.partition(b"?")
 
     def _parse_httptools(self, head: bytes) -> None:
         try:
@@ -188,14 +200,10 @@ class HeadParser:
         self.chunked = False
         self.expects_continue = False
         self.upgrade = b""
-        special = self._special
-        if self.keep_alive and len(special) == 1 and special[0][0] == b"host":  # most requests
-            self._check_host(special[0][1])
-            return
         # llhttp may now wait for a body, which never comes its way, or for the end of the connection, which is one of many.
         self._renew()
         fields: dict[bytes, bytes] = {}
-        for name, value in special:
+        for name, value in self._special:
             if name not in fields:
                 fields[name] = value
             elif name in (b"connection", b"upgrade", b"expect", b"transfer-encoding"):
@@ -239,13 +247,11 @@ class HeadParser:
             self.content_length = int(length)
 
     def _check_host(self, host: bytes) -> None:
-        if host in self._hosts:
-            return
         if not _HOST.match(host):
             raise RemoteProtocolError("invalid Host field")
         if len(self._hosts) >= _CACHED_HOSTS:
             self._hosts.clear()
-        self._hosts.add(host)
+        self._hosts.add((b"host", host))
 
     def _read_target(self) -> None:
         """RFC 9112 section 3.2: origin form, absolute form, and ``*`` for OPTIONS. The authority form belongs to CONNECT, which is not served."""

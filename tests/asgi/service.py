@@ -81,7 +81,15 @@ async def serve(app: Any, **options: Any) -> AsyncIterator[Server]:
     options.setdefault("access_log", False)
     options.setdefault("lifespan", "off")
     worker = types.SimpleNamespace(
-        config=replace(Config(), **options), connections=set(), links=set(), requests=0, in_flight=0, stop_reason="stop", stopping=False, name="http", slot=0
+        config=replace(Config(), **options),
+        connections=set(),
+        links=set(),
+        requests=0,
+        in_flight=0,
+        stop_reason="stop",
+        stopping=False,
+        name="http",
+        slot=0,
     )
     service = Http()
     service.worker = worker  # type: ignore[assignment]

@@ -339,7 +339,8 @@ async def test_every_response_has_one_framing(version: bytes, method: bytes, sta
         headers = [] if length is None else [(b"Content-Length", length)]
         await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"transfer-encoding", b"chunked")]})
         for index in range(pieces):
-            await send({"type": "http.response.body", "body": b"body"[index * 4 // pieces : (index + 1) * 4 // pieces], "more_body": index + 1 < pieces})
+            piece = b"body"[index * 4 // pieces : (index + 1) * 4 // pieces]
+            await send({"type": "http.response.body", "body": piece, "more_body": index + 1 < pieces})
 
     async with serve(app) as server:
         response = await server.ask(method + b" / HTTP/" + version + b"\r\nHost: x\r\nConnection: close\r\n\r\n")

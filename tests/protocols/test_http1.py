@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,11 +81,9 @@ def test_speaks_only_1_0_and_1_1(heads: HeadParser, version: str) -> None:
 
 
 def test_a_method_of_another_protocol_is_refused(heads: HeadParser) -> None:
-    for line in ("DESCRIBE / RTSP/1.0", "SOURCE / ICE/1.0", "SOURCE / HTTP/1.0", "PRI * HTTP/2.0"):
+    for line in ("DESCRIBE / RTSP/1.0", "SOURCE / ICE/1.0", "PRI * HTTP/2.0"):
         with pytest.raises(RemoteProtocolError):
             heads.parse(head(line, "Host: x"))
-            assert heads.method == "SOURCE"  # h11 takes any token over HTTP/1.0
-            raise RemoteProtocolError("accepted as a token")
     heads.parse(head("GET /after HTTP/1.1", "Host: x"))
     assert heads.path == "/after"
 
@@ -94,7 +94,7 @@ def test_a_method_llhttp_does_not_know_is_still_a_method(heads: HeadParser) -> N
     assert heads.headers == [(b"host", b"x"), (b"a", b"1")]
 
 
-@pytest.mark.parametrize("host", ["example.org", "example.org:80", "1.2.3.4:5", "[::1]", "[::1]:8000", "a_b.example", "x%20y", "", "xn--bcher-kva.example"])
+@pytest.mark.parametrize("host", ["a.example", "a.example:80", "1.2.3.4:5", "[::1]", "[::1]:8000", "a_b.example", "x%20y", "", "xn--bcher-kva.de"])
 def test_accepts_valid_hosts(heads: HeadParser, host: str) -> None:
     heads.parse(head("GET / HTTP/1.1", f"Host: {host}"))
 
@@ -202,17 +202,22 @@ def test_refuses_chunks_from_http_1_0(heads: HeadParser) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", [["Host : x"], ["Host: x", " folded"], ["Host: x", "no colon"], [": x"], ["Host: x", "A: b\0c"], ["Host: x", "A(: b"], ["Host: x", "A: b\rC: d"]]
+    "lines",
+    [["Host : x"], ["Host: x", "no colon"], [": x"], ["Host: x", "A: b\0c"], ["Host: x", "A(: b"], ["Host: x", "A: b\rC: d"]],
 )
 def test_refuses_malformed_fields(heads: HeadParser, lines: list[str]) -> None:
-    try:
+    with pytest.raises(RemoteProtocolError) as caught:
         heads.parse(head("GET / HTTP/1.1", *lines))
-    except RemoteProtocolError as exc:
-        assert exc.status_hint == 400
-    else:
-        # RFC 9112 section 5.2 allows a server to replace a fold by blanks, which h11 does.
-        assert lines[-1] == " folded"
-        assert heads.headers == [(b"host", b"x folded")]
+    assert caught.value.status_hint == 400
+
+
+def test_a_folded_line_is_refused_or_unfolded() -> None:
+    # RFC 9112 section 5.2 leaves the choice: llhttp refuses, h11 replaces the fold by a blank.
+    request = head("GET / HTTP/1.1", "Host: x", " folded")
+    with pytest.raises(RemoteProtocolError):
+        HeadParser(engine="httptools").parse(request)
+    with pytest.raises(RemoteProtocolError, match="Host"):
+        HeadParser(engine="h11").parse(request)
 
 
 def test_limits(heads: HeadParser) -> None:
@@ -230,10 +235,8 @@ def test_limits(heads: HeadParser) -> None:
 def test_garbage_is_refused_and_nothing_else(garbage: bytes) -> None:
     for engine in ("httptools", "h11"):
         parser = HeadParser(engine=engine)
-        try:
+        with contextlib.suppress(RemoteProtocolError):
             parser.parse(garbage.replace(b"\r\n\r\n", b"") + b"\r\n\r\n")
-        except RemoteProtocolError:
-            pass
         parser.parse(b"GET /after HTTP/1.1\r\nHost: x\r\n\r\n")
         assert parser.path == "/after"
 
