@@ -101,6 +101,11 @@ class LengthPrefixed:
             del buffer[:start]
         return messages
 
+    @property
+    def unread(self) -> bytes:
+        """What has arrived of the next message."""
+        return bytes(self._buffer)
+
     def receive_eof(self) -> None:
         if self._buffer:
             raise RemoteProtocolError("connection ended inside a frame")

@@ -27,6 +27,11 @@ class Ipc:
     def receive_data(self, data: bytes) -> list[Envelope]:
         return [_decode(frame) for frame in self._frames.receive_data(data)]
 
+    @property
+    def unread(self) -> bytes:
+        """What has arrived of the next envelope: a master that executes itself anew hands it on."""
+        return self._frames.unread
+
     def receive_eof(self) -> None:
         self._frames.receive_eof()
 

@@ -1,0 +1,145 @@
+"""Listening sockets: opened by the master before the fork, inherited by the workers, handed on when the master executes itself anew."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from laraman.errors import BootError
+from laraman.net.address import Address, parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Bind:
+    """One listening socket.
+
+    ``key`` is the address as it was asked for, ``address`` the one in use: after ``open`` it has the port that the kernel picked for
+    port 0. The socket is non-blocking and is closed on exec.
+    """
+
+    __slots__ = ("_unlink", "address", "backlog", "key", "socket")
+
+    def __init__(self, address: str | Address, backlog: int = 2048) -> None:
+        """Raises ConfigError when the address cannot be parsed."""
+        self.address = address if isinstance(address, Address) else parse_address(address)
+        self.key = str(self.address)
+        self.backlog = backlog
+        self.socket: socket.socket | None = None
+        self._unlink: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Bind {self.address}{'' if self.socket else ' closed'}>"
+
+    def open(self, inherited: int | None = None) -> None:
+        """Listen; on the ``inherited`` descriptor when there is one, which then belongs to this Bind. Raises BootError with one clear line."""
+        if self.socket is not None:
+            return
+        try:
+            self.socket = self._open(inherited)
+        except (OSError, ValueError, OverflowError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+            raise BootError(f"cannot listen on {self.address}: {reason}") from None
+
+    def _open(self, inherited: int | None) -> socket.socket:
+        address = self.address
+        descriptor = address.fd if inherited is None else inherited
+        if descriptor is not None:
+            made = _checked(socket.socket(fileno=descriptor))
+        elif address.path:
+            made = _unix(address.path)
+        else:
+            made = _tcp(address.host, address.port)
+        try:
+            os.set_inheritable(made.fileno(), False)
+            made.setblocking(False)
+            made.listen(self.backlog)
+        except OSError:
+            made.close()
+            raise
+        if address.path:
+            self._unlink = _identity(address.path)
+        elif address.fd is None:
+            self.address = replace(address, port=made.getsockname()[1])
+        return made
+
+    def close(self) -> None:
+        """Close this process's copy. Idempotent; others' copies and a unix socket's name live on."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+    def unlink(self) -> None:
+        """Remove the unix socket's name, unless somebody has put another one there. For the end of the server. Idempotent."""
+        if self._unlink is not None and _identity(self.address.path) == self._unlink:
+            os.unlink(self.address.path)
+        self._unlink = None
+
+
+def _checked(made: socket.socket) -> socket.socket:
+    if made.type != socket.SOCK_STREAM:
+        made.detach()  # whatever it is, it is not ours to close
+        raise OSError("the inherited descriptor is not a stream socket")
+    return made
+
+
+def _tcp(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # A name with both families ("localhost") gets the first IPv4 address, which is what uvicorn's workers listen on.
+    family, _, _, _, address = next((entry for entry in found if entry[0] == socket.AF_INET), found[0])
+    made = socket.socket(family, socket.SOCK_STREAM)
+    return _bound(made, lambda: _bind_tcp(made, family, address))
+
+
+def _bind_tcp(made: socket.socket, family: int, address: tuple[object, ...]) -> None:
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6 and hasattr(socket, "IPPROTO_IPV6"):
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    made.bind(address)
+
+
+def _unix(path: str) -> socket.socket:
+    if _identity(path) is not None:
+        if _answers(path):
+            raise OSError("another process listens there")
+        os.unlink(path)  # left behind by a process that is gone
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    _bound(made, lambda: made.bind(path))
+    os.chmod(path, 0o666)  # as uvicorn: a reverse proxy runs as another user; the directory's rights are what protects it
+    return made
+
+
+def _bound(made: socket.socket, bind: Callable[[], None]) -> socket.socket:
+    try:
+        bind()
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of the socket at ``path``; None when there is none. Raises OSError when something else is there."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISSOCK(found.st_mode):
+        raise FileExistsError(17, "a file that is not a socket is in the way")
+    return found.st_dev, found.st_ino
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True

@@ -1,0 +1,227 @@
+"""The master's end of one child: the fork, the channel, the black box. What the child *is* stands in its `Process` record."""
+
+from __future__ import annotations
+
+import base64
+import faulthandler
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from laraman.errors import ProtocolError
+from laraman.process.exits import read_black_box
+from laraman.process.handover import unnamed_file
+from laraman.process.supervisor import Process, State
+from laraman.protocols.ipc import Ipc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from laraman.config import Config
+    from laraman.process.worker import Worker
+    from laraman.protocols.ipc import Envelope
+
+logger = logging.getLogger("uvicorn.error")
+
+#: Bytes waiting for a child that does not read, above which only what must arrive is still queued.
+HIGH_WATER = 64 * 1024
+
+#: What a terminal or an operator sends to the whole process group; the master answers for its children.
+_MASTERS_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU)
+
+
+class Child:
+    """One child's channel and black box. ``on_envelope(child, envelope)`` is called for all it says."""
+
+    __slots__ = ("_ipc", "_on_envelope", "_outbox", "_selector", "black_box", "channel", "process")
+
+    def __init__(
+        self,
+        process: Process,
+        channel: socket.socket,
+        black_box: int,
+        selector: selectors.BaseSelector,
+        on_envelope: Callable[[Child, Envelope], None],
+    ) -> None:
+        self.process = process
+        self.channel = channel
+        self.black_box = black_box
+        self._selector = selector
+        self._on_envelope = on_envelope
+        self._ipc = Ipc()
+        self._outbox = bytearray()
+        channel.setblocking(False)
+        selector.register(channel, selectors.EVENT_READ, self.on_event)
+
+    def send(self, envelope: Envelope, *, must: bool = True) -> bool:
+        """Queue an envelope; what need not arrive is refused (False) while the child does not read."""
+        if not self.connected or (not must and len(self._outbox) > HIGH_WATER):
+            return False
+        self._outbox += self._ipc.send(envelope)
+        self._flush()
+        return True
+
+    def on_event(self, mask: int) -> None:
+        """The selector says that the channel can be read or written."""
+        if mask & selectors.EVENT_WRITE:
+            self._flush()
+        if mask & selectors.EVENT_READ:
+            self.receive()
+
+    def receive(self) -> bool:
+        """Take in what has arrived, once; False when there was nothing. An end or nonsense closes the channel."""
+        if not self.connected:
+            return False
+        try:
+            data = self.channel.recv(256 * 1024)
+            envelopes = self._ipc.receive_data(data)
+        except BlockingIOError:
+            return False
+        except (OSError, ProtocolError) as exc:
+            logger.debug("Channel of %s: %s", self.process, exc)
+            data, envelopes = b"", []
+        if not data:
+            self._disconnect()
+        for envelope in envelopes:
+            self._on_envelope(self, envelope)
+        return bool(data)
+
+    def drain(self) -> None:
+        """Take in everything that a child that has exited still said."""
+        while self.receive():
+            pass
+
+    def _flush(self) -> None:
+        if not self.connected:
+            return
+        try:
+            while self._outbox:
+                del self._outbox[: self.channel.send(self._outbox)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._outbox.clear()  # reading will see the end, after what the child still said
+        writing = selectors.EVENT_WRITE if self._outbox else 0
+        self._selector.modify(self.channel, selectors.EVENT_READ | writing, self.on_event)
+
+    @property
+    def connected(self) -> bool:
+        return self.channel.fileno() >= 0
+
+    def _disconnect(self) -> None:
+        self._selector.unregister(self.channel)
+        self.channel.close()
+
+    def stack(self) -> str:
+        """What the child wrote into its black box."""
+        return read_black_box(self.black_box)
+
+    def close(self) -> None:
+        if self.connected:
+            self._disconnect()
+        if self.black_box >= 0:
+            os.close(self.black_box)
+            self.black_box = -1
+
+    def forget(self) -> None:
+        """Close a sibling's ends in a freshly forked child, which must not touch the master's selector: an epoll set is shared by the fork."""
+        self.channel.close()
+        os.close(self.black_box)
+
+    # A child outlives the image of the master that forked it ---------------------------------------------------------------------
+
+    def to_row(self) -> dict[str, Any]:
+        """What the next image of the master needs to know of this child."""
+        row = asdict(self.process)
+        row["state"] = self.process.state.name
+        pending = {name: base64.b64encode(data).decode() for name, data in (("inbox", self._ipc.unread), ("outbox", bytes(self._outbox)))}
+        return {"process": row, "channel": self.channel.fileno(), "black_box": self.black_box, **pending}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], selector: selectors.BaseSelector, on_envelope: Callable[[Child, Envelope], None]) -> Child:
+        process = Process(**{**row["process"], "state": State[row["process"]["state"]]})
+        channel = socket.socket(fileno=row["channel"]) if row["channel"] >= 0 else _ended()
+        child = cls(process, channel, row["black_box"], selector, on_envelope)
+        child._ipc.receive_data(base64.b64decode(row["inbox"]))
+        child._outbox += base64.b64decode(row["outbox"])
+        child._flush()
+        return child
+
+
+def spawn(
+    worker: Worker,
+    slot: int,
+    generation: int,
+    *,
+    config: Config,
+    now: float,
+    selector: selectors.BaseSelector,
+    on_envelope: Callable[[Child, Envelope], None],
+    leave: Callable[[], None],
+) -> Child:
+    """Fork a child that runs ``worker`` in ``slot``. ``leave()`` closes, in the child, what belongs to the master alone. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    black_box = unnamed_file()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Blocked, because a signal between the fork and the child's own handlers would be told to the master's wake-up descriptor.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if not pid:
+            ours.close()
+            _live(worker, slot, generation, theirs, config, black_box, before, leave)
+    except OSError:
+        ours.close()
+        os.close(black_box)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return Child(Process(worker.name, slot, generation, pid, now, last_beat=now), ours, black_box, selector, on_envelope)
+
+
+def _live(
+    worker: Worker, slot: int, generation: int, channel: socket.socket, config: Config, black_box: int, mask: set[int], leave: Callable[[], None]
+) -> NoReturn:
+    """The child's whole life. Never returns into the master's code."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in _MASTERS_SIGNALS:
+            signal.signal(number, _leave_it_to_the_master)  # not SIG_IGN, which the application's own subprocesses would inherit
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        leave()
+        faulthandler.enable(file=black_box)
+        faulthandler.register(signal.SIGUSR2, file=black_box, all_threads=True)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        code = worker.run(slot, generation, channel, config)
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    except BaseException:
+        logger.critical("Worker %s:%d [%d] failed", worker.name, slot, os.getpid(), exc_info=True)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        logging.shutdown()
+        os._exit(code & 0xFF)
+
+
+def _ended() -> socket.socket:
+    """A channel that is at its end."""
+    channel, other = socket.socketpair()
+    other.close()
+    return channel
+
+
+def _leave_it_to_the_master(signum: int, frame: FrameType | None) -> None:
+    """A signal to the group reaches the master too, and it tells us what to do."""

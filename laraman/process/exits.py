@@ -1,0 +1,103 @@
+"""What ended a process, in words: exit codes, signals, the kernel's out-of-memory killer, and the stack it left in its black box."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+#: How much of a black box is read, in bytes: a stack of every thread, with room to spare.
+MAX_STACK = 64 * 1024
+
+_FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: by ``code``, or by ``signal``; both None when somebody else collected its status."""
+
+    code: int | None = None
+    signal: int | None = None
+    oom: bool = False
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"killed by {signal_name(self.signal)}" + (" (out of memory?)" if self.oom else "")
+        return "exit status unknown" if self.code is None else f"exit code {self.code}"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def collect(pid: int) -> Exit | None:
+    """Reap the child ``pid`` without waiting; None while it runs.
+
+    Never "any child": a listener's own subprocesses are not ours to reap.
+    """
+    try:
+        reaped, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return Exit()
+    if not reaped:
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    return Exit(code=code) if code >= 0 else Exit(signal=-code)
+
+
+def oom_kills(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """How many processes of our cgroup (v2 or v1) the kernel has killed for want of memory so far; 0 where nothing says."""
+    for line in _read(membership).splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not controllers:
+            candidates = [cgroups / path.lstrip("/") / "memory.events", cgroups / "memory.events"]
+        elif controllers == "memory":
+            root = cgroups / "memory"
+            candidates = [root / path.lstrip("/") / "memory.oom_control", root / "memory.oom_control"]
+        else:
+            continue
+        for candidate in candidates:
+            if match := re.search(r"^oom_kill (\d+)$", _read(candidate), re.MULTILINE):
+                return int(match[1])
+    return 0
+
+
+def read_black_box(descriptor: int) -> str:
+    """The stack that faulthandler wrote into a child's black box; empty when it wrote none."""
+    try:
+        return os.pread(descriptor, MAX_STACK, 0).decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def top_frame(stack: str) -> str:
+    """Where the main thread was, as ``file:line in function``; faulthandler writes the main thread last, innermost frame first."""
+    threads = re.split(r"^(?:Current thread|Thread|Stack) ", stack, flags=re.MULTILINE)
+    match = _FRAME.search(threads[-1])
+    return f"{match['file']}:{match['line']} in {match['function']}" if match else ""
+
+
+def rss(pid: int) -> int | None:
+    """Resident memory of a process in bytes; None where /proc does not tell."""
+    fields = _read(Path(f"/proc/{pid}/statm")).split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else None
+
+
+def thread_count() -> int:
+    """Threads of this process, those that Python does not know included."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 1
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,517 @@
+"""The master: one thread on a selector that forks, watches and ends workers. It obeys `reconcile` and owns descriptors; it decides nothing.
+
+No event loop, no threads and no application code run here, so that ``fork`` stays safe; the exception are listeners of master events.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laraman import events, log
+from laraman.errors import BootError, ConfigError, LaramanError
+from laraman.process import daemon, handover
+from laraman.process.children import Child, spawn
+from laraman.process.commands import STATS, Commands
+from laraman.process.control import Control, listen
+from laraman.process.exits import Exit, collect, oom_kills, thread_count, top_frame
+from laraman.process.signals import HANDLED, wakeup
+from laraman.process.state import StateDirectory, instance_name, open_state
+from laraman.process.supervisor import HUNG, Desired, Kill, Process, Spawn, State, Stop, Verdict, backoff, judge, reconcile, settled, silence
+from laraman.process.worker import import_listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from laraman.config import Config
+    from laraman.net.bind import Bind
+    from laraman.process.supervisor import Action
+    from laraman.process.worker import Worker
+    from laraman.protocols.ipc import Envelope
+
+logger = logging.getLogger("uvicorn.error")
+
+#: Seconds between turns while something is under way, and while nothing is.
+TICK, CALM_TICK = 0.05, 0.5
+#: A pause of the whole process (suspend, SIGSTOP) that is longer is not held against the workers, in seconds.
+PAUSE = 2.0
+
+
+class Master:
+    """The server. ``argv`` is the command line, interpreter first, that a restart executes; ``notify`` hears how a daemon's start went.
+
+    ``revalidate()`` raises ConfigError when the configuration does not load any more; a restart is refused then.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workers: Iterable[Worker],
+        *,
+        argv: Sequence[str] | None = None,
+        notify: daemon.Notify | None = None,
+        revalidate: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.config = config
+        self.name = ""
+        self.workers: dict[str, Worker] = {}
+        self.desired: dict[str, Desired] = {}
+        self.children: dict[int, Child] = {}
+        self.phase = "booting"
+        self.exit_code = 0
+        self.started = time.time()
+        self.restarts = 0
+        self.last_roll_error = ""
+        self.deaths: deque[dict[str, Any]] = deque(maxlen=10)
+        self.revalidate = revalidate
+        self._argv = [*(argv or [sys.executable, *sys.orig_argv[1:]])]
+        self._directory = Path.cwd()
+        self._notify = notify
+        self._first_boot = True
+        self._asked_to_stop = False
+        self._turn = time.monotonic()
+        self._oom_kills = oom_kills()
+        self._selector = selectors.DefaultSelector()
+        self._wake: tuple[int, int] = (-1, -1)
+        self._state: StateDirectory | None = None
+        self._control: Control | None = None
+        self._commands = Commands(self)
+        for worker in workers:
+            self.add(worker)
+
+    def add(self, worker: Worker) -> None:
+        """Run this worker too; for listeners of ServerStarting. Raises ConfigError when its name is taken or the server has started."""
+        if self.phase != "booting":
+            raise ConfigError(f"worker {worker.name!r} comes too late: workers are added while the server is starting")
+        if worker.name in self.workers:
+            raise ConfigError(f"two workers are called {worker.name!r}")
+        self.workers[worker.name] = worker
+
+    @property
+    def processes(self) -> list[Process]:
+        return [child.process for child in self.children.values()]
+
+    @property
+    def binds(self) -> list[Bind]:
+        return [bind for worker in self.workers.values() for bind in worker.binds]
+
+    @property
+    def rolling(self) -> bool:
+        return any(wanted.rolling for wanted in self.desired.values())
+
+    # The life of the server ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start, serve until told to stop, and return the exit code: 0, 2 for a wrong configuration, 3 when it could not start."""
+        with wakeup(self._interrupt) as self._wake:
+            self._selector.register(self._wake[0], selectors.EVENT_READ, self._on_wake)
+            try:
+                self._boot(handover.take())
+            except (ConfigError, BootError) as exc:
+                self._fail(exc.exit_code, str(exc))
+            except SystemExit as exc:  # a listener's, or ours for a signal that came while one was running
+                self._fail(exc.code if isinstance(exc.code, int) else 1, "ended while starting")
+            try:
+                self._loop()
+            finally:
+                self._close()
+        return self.exit_code
+
+    def _boot(self, table: handover.Table | None) -> None:
+        if table:
+            self._adopt(table)
+        self._import_listeners()
+        events.emit(events.ServerStarting(server=self))
+        if (threads := thread_count()) > 1:
+            logger.warning("The master has %d threads: a fork copies only one, and what the others hold locked stays locked", threads)
+        self._open_binds(table["binds"] if table else {})
+        self._open_state(table)
+        for name, worker in self.workers.items():
+            self._want(name, worker)
+        self.phase = "starting"
+        self._say_hello()
+
+    def _import_listeners(self) -> None:
+        try:
+            import_listeners(self.config)
+        except LaramanError:
+            raise
+        except Exception as exc:
+            logger.error("A listener module raised while it was imported", exc_info=exc)
+            raise BootError(f"a listener module cannot be imported: {type(exc).__name__}: {exc}") from exc
+
+    def _open_binds(self, inherited: dict[str, int]) -> None:
+        for bind in self.binds:
+            bind.backlog = self.config.backlog
+            bind.open(inherited.pop(bind.key, None))
+        for descriptor in inherited.values():  # no longer wanted
+            os.close(descriptor)
+
+    def _open_state(self, table: handover.Table | None) -> None:
+        config = self.config
+        http = next((bind.address for worker in self.workers.values() if worker.name == "http" for bind in worker.binds), None)
+        self.name = instance_name(config.name, http.port if http else config.port, config.uds, config.fd)
+        if self._state is None:
+            self._state = open_state(config.state_dir, self.name)
+        if self._notify is not None or daemon.output():
+            fallback = self._state.log_path if self._state else os.devnull
+            daemon.output_to(os.path.abspath(config.log_file) if config.log_file else fallback)
+        if self._state is None:
+            return
+        try:
+            descriptor = table.get("control", -1) if table else -1
+            listener = socket.socket(fileno=descriptor) if descriptor >= 0 else listen(self._state.control_path)
+        except OSError as exc:
+            logger.warning("No control socket at %s: %s", self._state.control_path, exc.strerror)
+            return
+        self._control = Control(self._selector, listener, self._commands.handle)
+
+    def _want(self, name: str, worker: Worker) -> None:
+        """Want the declared workers; those that a master before this one left are replaced, one generation on."""
+        config = self.config
+        wanted = Desired(
+            worker.count,
+            boot_timeout=config.timeout_worker_boot,
+            beat_timeout=config.timeout_worker_healthcheck,
+            stop_timeout=config.timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout,
+        )
+        if before := self.desired.get(name):
+            wanted.slots = before.slots
+        adopted = [process.generation for process in self.processes if process.worker == name]
+        if adopted:
+            wanted.generation = max(adopted)
+            wanted.roll("restart")
+        self.desired[name] = wanted
+
+    def _say_hello(self) -> None:
+        for worker in self.workers.values():
+            for bind in worker.binds:
+                where = f"unix socket {bind.address.path}" if bind.address.path else str(bind.address)
+                if worker.name == "http":
+                    logger.info("Laraman running on %s (Press CTRL+C to quit)", where)
+                else:
+                    logger.info("Worker %s listens on %s", worker.name, bind.address)
+        logger.info("%s parent process [%d]", "Restarted" if self.restarts else "Started", os.getpid())
+
+    def _loop(self) -> None:
+        while True:
+            now = time.monotonic()
+            self._forgive_a_pause(now)
+            self._bury(now)
+            for action in reconcile(self.desired, self.processes, now):
+                self._obey(action, now)
+            calm = self._take_stock(now)
+            if self.phase == "stopping" and not self.children:
+                return
+            self._turn = time.monotonic()
+            for key, mask in self._selector.select(CALM_TICK if calm else TICK):
+                key.data(mask)
+
+    def _forgive_a_pause(self, now: float) -> None:
+        if (gap := now - self._turn) > PAUSE:
+            for process in self.processes:
+                process.last_beat += gap
+
+    def _take_stock(self, now: float) -> bool:
+        """Draw the conclusions of this turn; whether everything is as it should be."""
+        self._commands.tick(now)
+        if self._control is not None:
+            self._control.tick(now)
+        calm = True
+        for name, wanted in self.desired.items():
+            if settled(name, wanted, self.processes):
+                wanted.rolling = False
+            else:
+                calm = False
+        if calm and self.phase == "starting":
+            self.phase = "running"
+            self._first_boot = False
+            events.emit(events.ServerStarted(server=self))
+            if self._notify is not None:
+                where = ", ".join(str(bind.address) for bind in self.binds) or self.name
+                self._notify(0, f"Laraman running on {where} [{os.getpid()}]")
+        return calm
+
+    def roll(self) -> list[str]:
+        """Start a rolling reload; the names of the workers that cannot be reloaded, because their code is this process's own."""
+        self.last_roll_error = ""
+        for name, worker in self.workers.items():
+            if worker.reloadable:
+                self.desired[name].roll("reload")
+        return [name for name, worker in self.workers.items() if not worker.reloadable]
+
+    def stop(self, *, graceful: bool = False, exit_code: int = 0) -> None:
+        """Stop the server: with the configured deadlines, or with none. Asked again, the nearer deadline counts."""
+        if self.phase != "stopping":
+            self.phase = "stopping"
+            self.exit_code = exit_code
+            events.emit(events.ServerStopping(server=self))
+            # Before the workers hear of it: a copy here would keep taking connections that nobody accepts any more.
+            for bind in self.binds:
+                bind.close()
+        for name, wanted in self.desired.items():
+            wanted.count = 0
+            wanted.rolling = False
+            wanted.stop_timeout = None if graceful else self._stop_timeout(name)
+
+    def _stop_timeout(self, name: str) -> float:
+        worker = self.workers.get(name)
+        return self.config.timeout_graceful_shutdown if worker is None or worker.stop_timeout is None else worker.stop_timeout
+
+    def reopen_logs(self) -> None:
+        """Open the log files anew, here and in every worker."""
+        log.reopen()
+        daemon.reopen_output()
+        for child in self.children.values():
+            child.send({"op": "reopen"})
+
+    def _fail(self, code: int, text: str) -> None:
+        """End with one clear line: to whoever waits for the daemon, else to the log."""
+        if self._notify is None or daemon.output():
+            logger.error("%s", text)
+        if self._notify is not None:
+            self._notify(code, text)
+        self.stop(exit_code=code)
+
+    # Obeying ---------------------------------------------------------------------------------------------------------------------
+
+    def _obey(self, action: Action, now: float) -> None:
+        match action:
+            case Spawn(name, slot, generation):
+                self._spawn(self.workers[name], slot, generation, now)
+            case Stop(process, reason, timeout, deadline):
+                child = self.children[process.pid]
+                if reason == HUNG:
+                    self._dump_stack(process, now)
+                child.send({"op": "stop", "reason": reason, "deadline": timeout})
+                process.stop(reason, deadline)
+            case Kill(process):
+                if not process.hung:
+                    logger.warning("Worker %s did not stop in time, killing it", process)
+                process.kill()
+                os.kill(process.pid, signal.SIGKILL)
+
+    def _dump_stack(self, process: Process, now: float) -> None:
+        process.error = silence(process, self.desired[process.worker], now)
+        logger.error("Worker %s is hung (%s), replacing it", process, process.error)
+        os.kill(process.pid, signal.SIGUSR2)  # faulthandler writes the stack into the black box, whatever the process is doing
+
+    def _spawn(self, worker: Worker, slot: int, generation: int, now: float) -> None:
+        try:
+            child = spawn(
+                worker,
+                slot,
+                generation,
+                config=self.config,
+                now=now,
+                selector=self._selector,
+                on_envelope=self._on_envelope,
+                leave=lambda: self._leave(worker),
+            )
+        except OSError as exc:
+            account = self.desired[worker.name].slots[slot]
+            account.failures += 1
+            account.not_before = now + max(0.1, backoff(account.failures))
+            account.last_exit = f"could not be forked: {exc.strerror}"
+            logger.error("Worker %s:%d %s", worker.name, slot, account.last_exit)
+            return
+        self.children[child.process.pid] = child
+
+    def _leave(self, worker: Worker) -> None:
+        """In a new child: close what is the master's or a sibling's. What stayed open would keep a channel or a port alive."""
+        for child in self.children.values():
+            child.forget()
+        for bind in self.binds:
+            if bind not in worker.binds:
+                bind.close()
+        if self._control is not None:
+            self._control.forget()
+        if self._state is not None:
+            os.close(self._state.lock)
+        if self._notify is not None:
+            self._notify.close()
+        for descriptor in self._wake:
+            os.close(descriptor)
+        self._selector.close()
+
+    def _on_envelope(self, child: Child, envelope: Envelope) -> None:
+        """What a child says. It is our own code, but the application's code runs in the same process: nothing here trusts it."""
+        process = child.process
+        now = time.monotonic()
+        match envelope["op"]:
+            case "ready" if process.state is State.STARTING:
+                process.ready(now)
+            case "beat":
+                process.last_beat = now
+                process.stats = {name: value for name in STATS if isinstance(value := envelope.get(name), int)}
+            case "failed":
+                process.error = str(envelope.get("error", ""))
+            case "connections":
+                self._commands.take_rows(process, envelope)
+
+    # Exits -----------------------------------------------------------------------------------------------------------------------
+
+    def _bury(self, now: float) -> None:
+        """Reap the children that have exited, each by its own pid, and see what that means."""
+        for child in list(self.children.values()):
+            if not child.connected and child.process.lost is None:
+                child.process.lost = now
+            ending = collect(child.process.pid)
+            if ending is not None:
+                child.drain()
+                del self.children[child.process.pid]
+                self._conclude(child, ending, now)
+                child.close()
+
+    def _conclude(self, child: Child, ending: Exit, now: float) -> None:
+        process = child.process
+        if ending.signal == signal.SIGKILL and (kills := oom_kills()) > self._oom_kills:
+            self._oom_kills = kills
+            ending = replace(ending, oom=True)
+        stack = child.stack()
+        process.ending = _words(process, ending, stack)
+        verdict = judge(
+            self.desired[process.worker],
+            process,
+            [other for other in self.processes if other.worker == process.worker],
+            now,
+            code=ending.code,
+            blameless=ending.signal in (signal.SIGKILL, signal.SIGTERM) and not ending.oom,
+            first_boot=self._first_boot,
+        )
+        if verdict is Verdict.EXPECTED and ending.code == 0:
+            logger.debug("Worker %s ended", process)
+        else:
+            self._report(process, verdict, stack)
+        process.to(State.EXITED)
+        events.emit(events.WorkerExited(server=self, process=process, reason=process.ending))
+        if verdict is Verdict.FATAL and self.phase != "stopping":
+            why = "keeps failing" if process.ready_at is not None or not self._first_boot else "could not start"
+            self._fail(2 if ending.code == 2 else 3, f"Worker {process.worker}:{process.slot} {why}: {process.error or process.ending}")
+
+    def _report(self, process: Process, verdict: Verdict, stack: str) -> None:
+        self.desired[process.worker].slots[process.slot].last_exit = process.ending
+        self.deaths.append({"worker": process.worker, "slot": process.slot, "pid": process.pid, "at": time.time(), "reason": process.ending})
+        if stack:
+            logger.error("Stack of worker %s:\n%s", process, stack)
+        if verdict is Verdict.ROLL_FAILED:
+            self.last_roll_error = f"the new {process.worker} workers cannot start: {process.error or process.ending}"
+            logger.error("Worker %s could not start, the old ones stay: %s", process, process.error or process.ending)
+        elif verdict is Verdict.RESPAWN:
+            logger.error("Worker %s: %s", process, process.ending)
+
+    # Signals ---------------------------------------------------------------------------------------------------------------------
+
+    def _interrupt(self, number: int) -> None:
+        # The loop reads the number from the pipe; but while listeners start there is no loop yet that could end them.
+        if self.phase == "booting" and number in (signal.SIGINT, signal.SIGTERM):
+            raise SystemExit(128 + number)
+
+    def _on_wake(self, mask: int) -> None:
+        for number in os.read(self._wake[0], 4096):
+            self._signalled(number)
+
+    def _signalled(self, number: int) -> None:
+        match number:
+            case signal.SIGINT | signal.SIGTERM:
+                if self._asked_to_stop:
+                    logger.warning("%s again: killing what is left", signal.Signals(number).name)
+                    for wanted in self.desired.values():
+                        wanted.at_once = True
+                self._asked_to_stop = True
+                self.stop()
+            case signal.SIGQUIT:
+                self.stop(graceful=True)
+            case signal.SIGHUP if self.phase != "stopping":
+                logger.info("Received SIGHUP, replacing the workers.")
+                self.roll()
+            case signal.SIGUSR1:
+                self.reopen_logs()
+            case signal.SIGTTIN | signal.SIGTTOU if self.phase != "stopping":
+                name = "http" if "http" in self.workers else next(iter(self.workers))
+                wanted = self.desired[name]
+                wanted.count = max(1, wanted.count + (1 if number == signal.SIGTTIN else -1))
+                logger.info("Received %s, worker %s now runs %d times.", signal.Signals(number).name, name, wanted.count)
+
+    # Restart ---------------------------------------------------------------------------------------------------------------------
+
+    def execute_anew(self) -> None:
+        """Replace this image of the master by a new one, which takes over the workers, the listening sockets, the lock and the control
+        socket. Returns only when that failed; then everything is as before.
+        """
+        self.last_roll_error = ""
+        binds = {bind.key: bind.socket.fileno() for bind in self.binds if bind.socket is not None}
+        children = [child.to_row() for child in self.children.values()]
+        control = self._control.listener.fileno() if self._control is not None else -1
+        table = {
+            "children": children,
+            "binds": binds,
+            "control": control,
+            "state": [str(self._state.path), self._state.lock] if self._state is not None else None,
+            "output": daemon.output(),
+            "started": self.started,
+            "restarts": self.restarts + 1,
+            "deaths": list(self.deaths),
+            "slots": [[name, slot, a.restarts, a.last_exit] for name, w in self.desired.items() for slot, a in w.slots.items()],
+        }
+        kept = [*binds.values(), control, self._state.lock if self._state else -1]
+        kept += [descriptor for row in children for descriptor in (row["channel"], row["black_box"])]
+        logger.info("Restarting parent process [%d]", os.getpid())
+        try:
+            os.chdir(self._directory)
+            handover.execute(table, [descriptor for descriptor in kept if descriptor >= 0], self._argv, HANDLED)
+        except OSError as exc:
+            self.last_roll_error = f"cannot execute {self._argv[0]}: {exc.strerror}"
+            logger.error("Restart failed: %s", self.last_roll_error)
+
+    def _adopt(self, table: handover.Table) -> None:
+        """Take over what the image before this one left."""
+        self._first_boot = False
+        self.started = table["started"]
+        self.restarts = table["restarts"]
+        self.deaths.extend(table["deaths"])
+        if table["state"] is not None:
+            self._state = StateDirectory(Path(table["state"][0]), table["state"][1])
+        if table["output"]:
+            daemon.output_to(table["output"])
+        for row in table["children"]:
+            child = Child.from_row(row, self._selector, self._on_envelope)
+            self.children[child.process.pid] = child
+            self.desired.setdefault(child.process.worker, Desired(0, stop_timeout=self.config.timeout_graceful_shutdown))
+        for name, slot, restarts, last_exit in table["slots"]:
+            if name in self.desired:
+                self.desired[name].slots[slot].restarts = restarts
+                self.desired[name].slots[slot].last_exit = last_exit
+
+    def _close(self) -> None:
+        for child in list(self.children.values()):  # only when an error of our own brought us here; their channels' end stops them
+            child.close()
+        for bind in self.binds:
+            bind.close()
+            bind.unlink()
+        if self._control is not None:
+            self._control.close()
+        if self._state is not None:
+            self._state.close()
+        if self._notify is not None:
+            self._notify.close()
+        self._selector.close()
+        if not self._first_boot or not self.exit_code:
+            logger.info("Stopping parent process [%d]", os.getpid())
+
+
+def _words(process: Process, ending: Exit, stack: str) -> str:
+    """Why it ended, for people."""
+    if process.hung:
+        top = top_frame(stack)
+        return f"hung: {process.error}{f', at {top}' if top else ''}"
+    return f"{ending}: {process.error}" if process.error else str(ending)

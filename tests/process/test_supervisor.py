@@ -1,0 +1,301 @@
+"""`reconcile` against a small world: processes that boot, crash, hang and drain as Hypothesis pleases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from laraman.errors import IllegalTransition
+from laraman.process import supervisor
+from laraman.process.supervisor import Desired, Kill, Process, Spawn, State, Stop, Verdict, backoff, judge, reconcile, settled
+
+NOW = 1000.0
+
+
+def process(slot: int = 0, generation: int = 1, state: State = State.READY, **fields: Any) -> Process:
+    fields.setdefault("ready_at", None if state is State.STARTING else NOW - 100)
+    made = Process("http", slot, generation, 1000 + slot, NOW - 50, state, last_beat=NOW, **fields)
+    if state is State.STOPPING:
+        made.stop_reason = made.stop_reason or "reload"
+        made.deadline = NOW + 5 if made.deadline is None else made.deadline
+    return made
+
+
+def plan(wanted: Desired, *processes: Process, now: float = NOW) -> list[supervisor.Action]:
+    return reconcile({"http": wanted}, processes, now)
+
+
+class World(RuleBasedStateMachine):
+    """Obeys plans as the master does, checks each plan as it is made, and lets anything happen in between."""
+
+    @initialize(count=st.integers(1, 5))
+    def begin(self, count: int) -> None:
+        self.now = NOW
+        self.pid = 0
+        self.desired = {"http": Desired(count), "ticker": Desired(1)}
+        self.processes: list[Process] = []
+        self.killed: set[int] = set()
+        self.fatal = False
+
+    def alive(self, *states: State) -> list[Process]:
+        return [process for process in self.processes if process.state in (states or tuple(set(State) - {State.EXITED}))]
+
+    def turn(self) -> list[supervisor.Action]:
+        actions = reconcile(self.desired, self.processes, self.now)
+        self.check(actions)
+        for action in actions:
+            match action:
+                case Spawn(worker, slot, generation):
+                    self.pid += 1
+                    self.processes.append(Process(worker, slot, generation, self.pid, self.now))
+                case Stop(process, reason, _, deadline):
+                    process.stop(reason, deadline)
+                case Kill(process):
+                    process.kill()
+        return actions
+
+    def check(self, actions: list[supervisor.Action]) -> None:
+        touched = [action.process.pid for action in actions if not isinstance(action, Spawn)]
+        assert len(touched) == len(set(touched)), "one action per process"
+        spawned = [(action.worker, action.slot) for action in actions if isinstance(action, Spawn)]
+        assert len(spawned) == len(set(spawned)), "one spawn per slot"
+        for action in actions:
+            match action:
+                case Kill(process):
+                    assert process.pid not in self.killed, "killed twice"
+                    self.killed.add(process.pid)
+                case Stop(process, "reload", _, _) if process.state is State.READY:
+                    assert any(
+                        other.worker == process.worker and other.slot == process.slot and other.generation > process.generation
+                        for other in self.alive(State.READY)
+                    ), "stopped before a successor was READY"
+
+    @rule()
+    def obey(self) -> None:
+        self.turn()
+
+    @rule(seconds=st.floats(0, 20))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for process in self.alive(State.READY, State.STOPPING):
+            process.last_beat = self.now
+
+    @rule(data=st.data())
+    def boots(self, data: st.DataObject) -> None:
+        if starting := self.alive(State.STARTING):
+            data.draw(st.sampled_from(starting)).ready(self.now)
+
+    @rule(data=st.data())
+    def hangs(self, data: st.DataObject) -> None:
+        if ready := self.alive(State.READY):
+            data.draw(st.sampled_from(ready)).last_beat = self.now - 100
+
+    @rule(data=st.data(), code=st.sampled_from([0, 1, 3, None]), first_boot=st.booleans())
+    def exits(self, data: st.DataObject, code: int | None, first_boot: bool) -> None:
+        if alive := self.alive():
+            self.gone(data.draw(st.sampled_from(alive)), code, first_boot)
+
+    def gone(self, process: Process, code: int | None, first_boot: bool = False) -> None:
+        wanted = self.desired[process.worker]
+        others = [other for other in self.alive() if other is not process and other.worker == process.worker]
+        verdict = judge(wanted, process, others, self.now, code=code, first_boot=first_boot)
+        assert (verdict is Verdict.EXPECTED) == process.dismissed
+        process.to(State.EXITED)
+
+    @rule(worker=st.sampled_from(["http", "ticker"]))
+    def reload(self, worker: str) -> None:
+        self.desired[worker].roll("reload")
+
+    @rule(count=st.integers(1, 6))
+    def scale(self, count: int) -> None:
+        self.desired["http"].count = count
+
+    @rule(timeout=st.sampled_from([None, 8.0]))
+    def change_stop_timeout(self, timeout: float | None) -> None:
+        self.desired["http"].stop_timeout = timeout
+
+    @invariant()
+    def at_most_one_serves_and_one_follows(self) -> None:
+        for worker, wanted in self.desired.items():
+            assert all(isinstance(action, Spawn | Stop | Kill) for action in reconcile(self.desired, self.processes, self.now))
+            for slot in range(wanted.count):
+                live = [process for process in self.alive(*supervisor.LIVE) if (process.worker, process.slot) == (worker, slot)]
+                assert len({process.generation for process in live}) == len(live), "two of one generation in a slot"
+
+    @rule(stopping=st.booleans())
+    def converges(self, stopping: bool) -> None:
+        """In a world that works, a few turns lead to what is wanted, and then there is nothing left to do."""
+        if stopping:
+            for wanted in self.desired.values():
+                wanted.count = 0
+        for _ in range(60):
+            self.now += 1.0
+            for process in self.alive():
+                process.last_beat = self.now
+                if process.state is State.STARTING:
+                    process.ready(self.now)
+                elif process.state in (State.STOPPING, State.KILLED):
+                    self.gone(process, 0)
+            self.turn()
+        assert all(settled(name, wanted, self.processes) for name, wanted in self.desired.items())
+        assert self.turn() == []
+        if stopping:
+            assert self.alive() == []
+            self.desired["http"].count, self.desired["ticker"].count = 2, 1
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_the_table_of_states_is_kept() -> None:
+    exited = process(state=State.EXITED)
+    with pytest.raises(IllegalTransition, match="EXITED -> READY"):
+        exited.ready(NOW)
+    assert exited.state is State.EXITED
+    with pytest.raises(IllegalTransition):
+        process(state=State.KILLED).kill()
+
+
+def test_an_empty_slot_is_filled_and_a_full_one_left_alone() -> None:
+    assert plan(Desired(2), process(0)) == [Spawn("http", 1, 1)]
+    assert plan(Desired(2), process(0), process(1, state=State.STARTING)) == []
+
+
+def test_a_reload_first_brings_up_the_successor_within_the_surge() -> None:
+    wanted = Desired(2)
+    wanted.roll("reload")
+    old = process(0), process(1)
+    assert plan(wanted, *old) == [Spawn("http", 0, 2)]
+    successor = process(0, 2, State.STARTING)
+    assert plan(wanted, *old, successor) == []
+    successor.ready(NOW)
+    assert plan(wanted, *old, successor) == [Stop(old[0], "reload", 8.0, NOW + 10.0)]
+    old[0].stop("reload", NOW + 10)
+    assert plan(wanted, *old, successor) == [], "while the predecessor drains the surge is used up"
+    old[0].to(State.EXITED)
+    assert plan(wanted, *old, successor) == [Spawn("http", 1, 2)]
+
+
+def test_a_predecessor_that_may_drain_for_ever_does_not_hold_up_the_others() -> None:
+    wanted = Desired(2, stop_timeout=None)
+    wanted.roll("reload")
+    draining = process(0, state=State.STOPPING)
+    draining.deadline = None
+    assert plan(wanted, draining, process(0, 2), process(1)) == [Spawn("http", 1, 2)]
+    assert settled("http", wanted, [draining, process(0, 2), process(1, 2)])
+
+
+def test_a_reload_during_a_reload_drops_the_successor_in_between() -> None:
+    wanted = Desired(1)
+    wanted.roll("reload")
+    wanted.roll("reload")
+    serving, between = process(0, 1), process(0, 2, State.STARTING)
+    assert plan(wanted, serving, between) == [Stop(between, "reload", 8.0, NOW + 10)]
+
+
+def test_scaling_down_stops_the_highest_slots_and_stopping_all_of_them() -> None:
+    members = process(0), process(1), process(2)
+    assert plan(Desired(2), *members) == [Stop(members[2], "scale", 8.0, NOW + 10)]
+    assert [action.reason for action in plan(Desired(0), *members) if isinstance(action, Stop)] == ["stop"] * 3
+
+
+def test_a_hung_process_is_stopped_then_killed_and_only_then_replaced() -> None:
+    hung = process(0)
+    hung.last_beat = NOW - 5
+    assert plan(Desired(1), hung) == [Stop(hung, "hung", 1.0, NOW + 1)]
+    hung.stop("hung", NOW + 1)
+    assert plan(Desired(1), hung) == []
+    assert plan(Desired(1), hung, now=NOW + 1) == [Kill(hung)]
+    hung.kill()
+    assert plan(Desired(1), hung, now=NOW + 50) == []
+    assert judge(Desired(1), hung, [], NOW + 2, code=None) is Verdict.RESPAWN
+    hung.to(State.EXITED)
+    assert plan(Desired(1), hung, now=NOW + 2) == [Spawn("http", 0, 1)]
+
+
+def test_one_that_does_not_boot_or_lost_its_channel_is_hung_too() -> None:
+    slow = process(0, state=State.STARTING)
+    assert plan(Desired(1, boot_timeout=50), slow) == [Stop(slow, "hung", 1.0, NOW + 1)]
+    lost = process(0, lost=NOW - 1)
+    assert plan(Desired(1), lost) == [Stop(lost, "hung", 1.0, NOW + 1)]
+
+
+def test_a_stop_without_deadline_still_notices_a_hung_process_and_can_be_hurried() -> None:
+    wanted = Desired(0, stop_timeout=None)
+    member = process(0)
+    assert plan(wanted, member) == [Stop(member, "stop", None, None)]
+    member.stop("stop", None)
+    assert plan(wanted, member) == []
+    assert plan(wanted, member, now=NOW + 6) == [Stop(member, "hung", 1.0, NOW + 7)]
+    wanted.stop_timeout = 8.0
+    assert plan(wanted, member) == [Stop(member, "stop", 8.0, NOW + 10)]
+    wanted.at_once = True
+    assert plan(wanted, member) == [Kill(member)]
+    member.kill()
+    assert plan(wanted, member) == []
+
+
+def test_back_off_delays_a_slot_and_grows_to_its_bound() -> None:
+    assert [backoff(failures) for failures in (0, 1, 2, 3, 4)] == [0, 0, 0.1, 0.2, 0.4]
+    assert backoff(10_000) == supervisor.MAX_BACKOFF
+    wanted = Desired(1)
+    wanted.slots[0].not_before = NOW + 1
+    assert plan(wanted) == []
+    assert plan(wanted, now=NOW + 1) == [Spawn("http", 0, 1)]
+
+
+def crash(wanted: Desired, others: list[Process], **how: Any) -> list[Verdict]:
+    verdicts = []
+    for _ in range(supervisor.MAX_FAILURES):
+        died = process(0, state=State.STARTING)
+        verdicts.append(judge(wanted, died, others, NOW, code=1, **how))
+    return verdicts
+
+
+def test_a_crash_loop_ends_the_server_unless_a_sibling_is_healthy() -> None:
+    wanted = Desired(2)
+    verdicts = crash(wanted, [])
+    assert verdicts == [Verdict.RESPAWN] * (supervisor.MAX_FAILURES - 1) + [Verdict.FATAL]
+    assert wanted.slots[0].restarts == supervisor.MAX_FAILURES
+    assert Verdict.FATAL not in crash(Desired(2), [process(1)])
+    assert crash(Desired(2), [process(1)], first_boot=True)[-1] is Verdict.FATAL
+
+
+def test_a_steady_or_blameless_death_is_no_failure() -> None:
+    wanted = Desired(1)
+    wanted.slots[0].failures = 5
+    assert judge(wanted, process(0), [], NOW, code=1) is Verdict.RESPAWN
+    assert (wanted.slots[0].failures, wanted.slots[0].not_before) == (0, NOW)
+    young = process(0, ready_at=NOW - 0.1)
+    for fields in ({"code": 0}, {"code": None, "blameless": True}):
+        wanted.slots[0].failures = 5
+        judge(wanted, young, [], NOW, **fields)
+        assert wanted.slots[0].failures == 0
+    judge(wanted, young, [], NOW, code=1)
+    assert wanted.slots[0].failures == 1
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_a_boot_failure_of_the_first_generation_is_fatal(code: int) -> None:
+    assert judge(Desired(1), process(0, state=State.STARTING), [], NOW, code=code, first_boot=True) is Verdict.FATAL
+    assert judge(Desired(1), process(0, state=State.STARTING), [], NOW, code=code) is Verdict.RESPAWN
+
+
+def test_a_generation_that_cannot_boot_is_given_up_and_its_number_not_used_again() -> None:
+    wanted = Desired(4)
+    wanted.roll("reload")
+    old = [process(slot) for slot in range(1, 4)]
+    rolled, failed = process(0, 2), process(1, 2, State.STARTING)
+    assert judge(wanted, failed, [*old, rolled], NOW, code=3) is Verdict.ROLL_FAILED
+    failed.to(State.EXITED)
+    assert (wanted.generation, wanted.rolling, wanted.slots[1].restarts) == (1, False, 0)
+    assert plan(wanted, *old, rolled) == []
+    surplus = process(2, 2, State.STARTING)
+    assert plan(wanted, *old, rolled, surplus) == [Stop(surplus, "reload", 8.0, NOW + 10)]
+    wanted.roll("reload")
+    assert wanted.generation == 3
