@@ -143,17 +143,18 @@ class Config:
     timeout_worker_boot: float = _option(60.0, "Seconds a worker may take to become ready.", low=0.1)
 
     @classmethod
-    def load(cls, cli: Mapping[str, Any], env: Mapping[str, str], pyproject: Path | None) -> Config:
+    def load(cls, cli: Mapping[str, Any], env: Mapping[str, str], pyproject: Path | None, only: Iterable[str] = ()) -> Config:
         """The configuration from the command line, the environment and the file; a file that does not exist is no error.
 
         ``cli`` maps field names to a text, a list of texts or a bool; None is "not given". Raises ConfigError with one line that
-        names the source.
+        names the source. With ``only``, other options are not looked at: a mistake in one of them keeps nobody from stopping a server.
         """
         table = _tool_table(pyproject)
-        if unknown := [key for key in table if key not in OPTIONS]:
+        if unknown := [key for key in table if key not in OPTIONS and not only]:
             raise ConfigError(f"{pyproject}: [tool.laraman] has no option {unknown[0]!r}{did_you_mean(unknown[0], OPTIONS)}")
         values = {}
-        for name, option in OPTIONS.items():
+        for name in only or OPTIONS:
+            option = OPTIONS[name]
             for source, raw in _sources(option, cli, env, table, pyproject):
                 values[name] = _value(option, raw, source)
                 break
@@ -190,6 +191,16 @@ def choices(option: Field[Any]) -> tuple[str, ...]:
     return tuple(part for part in get_args(_TYPES[option.name]) if isinstance(part, str))
 
 
+def default_text(option: Field[Any], quote: str = "") -> str:
+    """Its default as a user would write it; "" when there is none."""
+    value = option.default
+    if value is None or value == "" or value == ():
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{quote}{value:g}{quote}" if isinstance(value, float) else f"{quote}{value}{quote}"
+
+
 def is_switch(option: Field[Any]) -> bool:
     """Whether its flag takes no value and has a ``--no-`` form."""
     return kind(option) is bool and not option.metadata["metavar"]
@@ -207,22 +218,13 @@ def options_table() -> str:
     """The README's table of all options, in markdown."""
     lines = ["| Option | In pyproject.toml | Default | Meaning |", "|---|---|---|---|"]
     for option in OPTIONS.values():
-        lines.append(f"| {_spelling(option)} | `{option.name}` | {_default(option)} | {_meaning(option)} |")
+        lines.append(f"| {_spelling(option)} | `{option.name}` | {default_text(option, '`')} | {_meaning(option)} |")
     return "\n".join(lines)
 
 
 def _spelling(option: Field[Any]) -> str:
     spelling = ", ".join(f"`{flag}`" for flag in flags(option))
     return f"{spelling} / `--no-{flags(option)[-1][2:]}`" if is_switch(option) else spelling
-
-
-def _default(option: Field[Any]) -> str:
-    value = option.default
-    if value is None or value == "" or value == ():
-        return ""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def _meaning(option: Field[Any]) -> str:

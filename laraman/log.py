@@ -162,8 +162,9 @@ def configure(config: Config) -> None:
 def _handler(config: Config, formatter: type[DefaultFormatter]) -> logging.Handler:
     handler: logging.Handler
     use_colors = config.use_colors
+    if config.log_file or config.daemon:
+        use_colors = bool(use_colors)  # what is a terminal now will be a file
     if config.log_file:
-        use_colors = bool(use_colors)  # a file is no terminal
         try:
             handler = _File(config.log_file)
         except OSError as exc:
