@@ -1,0 +1,487 @@
+"""The life of a Worker inside its child process.
+
+    BOOTING     listener modules, handler, on_load -> WorkerStarting -> on_start -> accepting -> "ready" -> WorkerStarted
+    SERVING     until it is told to stop: by the master, by SIGTERM, by ``worker.stop()``, by the end of the channel
+    DRAINING    WorkerStopping -> nothing more is accepted -> on_drain -> tasks and links end -> on_stop
+    STOPPED     exit
+
+A boot that fails goes through DRAINING too, as far as it had come, so what was told that it starts is told that it stops. Every hook is called
+once. All phases of DRAINING share one deadline, which later orders can only bring nearer; what remains when it comes is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import importlib
+import inspect
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from setproctitle import setproctitle
+
+from laraman import log
+from laraman.errors import BootError, Busy, ConfigError, ConnectionClosed, ConnectionLost, LaramanError
+from laraman.events import WorkerStarted, WorkerStarting, WorkerStopping, aemit
+from laraman.net.connection import Connection
+from laraman.net.link import current_worker
+from laraman.process.worker import import_listeners
+from laraman.protocols import protocol_named
+from laraman.protocols.ipc import Ipc
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio.abc import TaskGroup, TaskStatus
+
+    from laraman.net.bind import Bind
+    from laraman.process.worker import Worker
+    from laraman.protocols.ipc import Envelope
+
+logger = logging.getLogger("uvicorn.error")
+
+#: Seconds an orphan may drain, and seconds after which the kernel ends it whatever it is doing: nobody else would.
+ORPHAN_DRAIN, ORPHAN_LIFE = 0.5, 1.5
+#: Seconds that ``on_stop`` and the end of the tasks get even when the deadline has come. Links flush for a second.
+LAST_SECONDS = 1.2
+#: Seconds in which what clients have sent before the stop is still read, on connections that say nothing about themselves.
+QUIET = 0.2
+#: Rows of one answer to ``connections``; more would not fit into an envelope.
+MAX_ROWS = 40_000
+
+_PR_SET_PDEATHSIG = 1
+_MASTERS_SIGNALS = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGTTIN", "SIGTTOU")
+
+
+def run(worker: Worker, channel: socket.socket) -> int:
+    """Be this worker until it ends; return the exit code."""
+    parent = os.getppid()
+    _take_over(worker)
+    loop = new_event_loop(worker.config.loop)
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(Run(worker, loop, parent).live(channel))
+    finally:
+        _close(loop)
+
+
+def new_event_loop(kind: str) -> asyncio.AbstractEventLoop:
+    """An event loop: uvloop's for "uvloop", asyncio's for "asyncio", for "auto" the first of the two that is installed. Raises ConfigError."""
+    if kind != "asyncio":
+        try:
+            import uvloop
+        except ImportError:
+            if kind == "uvloop":
+                raise ConfigError("the loop is set to uvloop, which is not installed") from None
+        else:
+            return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
+def _take_over(worker: Worker) -> None:
+    """Leave behind what the process inherited from the master's life."""
+    signal.set_wakeup_fd(-1)
+    for name in _MASTERS_SIGNALS:  # a terminal sends them to the whole process group; the master answers for its workers
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, worker.handle_exit)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    setproctitle(worker.title)
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """End what is left on the loop. Unlike ``asyncio.run``, wait for nothing without a limit: an executor's thread may never end."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left, timeout=LAST_SECONDS))
+    with contextlib.suppress(TimeoutError):
+        loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), LAST_SECONDS))
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+class Tasks:
+    """``worker.tasks``: an anyio TaskGroup in which one task's failure is reported and leaves the others alone."""
+
+    def __init__(self, group: TaskGroup) -> None:
+        self._group = group
+
+    @property
+    def cancel_scope(self) -> anyio.CancelScope:
+        return self._group.cancel_scope
+
+    def start_soon(self, func: Callable[..., Awaitable[Any]], *args: Any, name: object = None) -> None:
+        """Run ``func(*args)`` as a task of this worker, until it ends or the worker stops."""
+        self._group.start_soon(_contained, func, args, name=_named(func, name))
+
+    async def start(self, func: Callable[..., Awaitable[Any]], *args: Any, name: object = None) -> Any:
+        """The same, and wait until it calls ``task_status.started(value)``; what it raises before that comes out of here."""
+        return await self._group.start(_started, func, args, name=_named(func, name))
+
+
+def _named(func: Callable[..., Any], name: object) -> str:
+    return str(name or f"{getattr(func, '__module__', '?')}.{getattr(func, '__qualname__', repr(func))}")
+
+
+async def _contained(func: Callable[..., Awaitable[Any]], args: tuple[Any, ...], **keywords: Any) -> None:
+    try:
+        await func(*args, **keywords)
+    except Exception:
+        logger.exception("Task %s raised", _named(func, None))
+
+
+class _Status:
+    """A task status that remembers whether it was used."""
+
+    def __init__(self, status: TaskStatus[Any]) -> None:
+        self._status = status
+        self.used = False
+
+    def started(self, value: Any = None) -> None:
+        self.used = True
+        self._status.started(value)
+
+
+async def _started(func: Callable[..., Awaitable[Any]], args: tuple[Any, ...], *, task_status: TaskStatus[Any]) -> None:
+    status = _Status(task_status)
+    try:
+        await func(*args, task_status=status)
+    except Exception:
+        if not status.used:
+            raise
+        logger.exception("Task %s raised", _named(func, None))
+
+
+class Run:
+    """One life of a worker. The Worker is what application code sees; what only concerns the life itself is here."""
+
+    def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop, parent: int) -> None:
+        self._worker = worker
+        self._loop = loop
+        self._parent = parent
+        self._handler: Any = None
+        self._servers: list[asyncio.Server] = []
+        self._channel: Connection | None = None
+        self._group: TaskGroup | None = None
+        self._asked = asyncio.Event()
+        self._starting_told = self._started = False
+        self._deadline: float | None = None  # of the stop, in the loop's time
+        self._limit: asyncio.Timeout | None = None  # of the phase that runs
+        self._least = 0.0  # seconds that this phase gets in any case
+
+    async def live(self, channel: socket.socket) -> int:
+        """Boot, serve, stop. Returns the exit code."""
+        worker = self._worker
+        worker.loop = self._loop
+        worker._run = self
+        current_worker.set(worker)
+        logger.info("Started server process [%d]", os.getpid())
+        _, self._channel = await self._loop.connect_accepted_socket(lambda: Connection(Ipc(), self, None, "out"), channel)
+        beats = self._loop.create_task(self._beat())
+        tasks = self._loop.create_task(self._hold_tasks())
+        code = await self._boot_or_stop()
+        if code == 0:
+            await self._asked.wait()
+        self.ask_stop("failed", self.grace())
+        await self._stop(tasks)
+        beats.cancel()
+        logger.info("Finished server process [%d]", os.getpid())
+        await self._end_channel()
+        return code
+
+    # Boot ------------------------------------------------------------------------------------------------------------------------
+
+    async def _boot_or_stop(self) -> int:
+        """The exit code of the boot; 0 also when a stop came first."""
+        boot, asked = self._loop.create_task(self._boot()), self._loop.create_task(self._asked.wait())
+        await asyncio.wait({boot, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not boot.done():
+            boot.cancel()
+            await asyncio.wait({boot}, timeout=LAST_SECONDS)
+        if not boot.done() or boot.cancelled():
+            return 0
+        error = boot.exception()
+        return 0 if error is None else self._report(error)
+
+    def _report(self, error: BaseException) -> int:
+        code = error.exit_code if isinstance(error, ConfigError) else BootError.exit_code
+        text = str(error)
+        if not isinstance(error, LaramanError):
+            text = f"{type(error).__name__}: {error}"
+            logger.error("Worker %s failed to start", self._worker.name, exc_info=error)
+        self._say({"op": "failed", "error": text, "exit": code})
+        return code
+
+    async def _boot(self) -> None:
+        worker = self._worker
+        try:
+            import_listeners(worker.config)
+            self._handler = load_handler(worker.handler)
+            await self._call("on_load", worker)
+            self._starting_told = True
+            await aemit(WorkerStarting(worker=worker))
+            await self._call("on_start", worker)
+        except SystemExit as exc:
+            raise BootError(f"worker {worker.name}: sys.exit({exc.code!r}) was called while it started") from exc
+        self._started = True
+        for bind in worker.binds:
+            self._servers.append(await self._listen(bind))
+        self._say({"op": "ready"})
+        await aemit(WorkerStarted(worker=worker))
+
+    async def _call(self, hook: str, *arguments: Any) -> None:
+        function = getattr(self._handler, hook, None)
+        if function is not None:
+            result = function(*arguments)
+            if inspect.isawaitable(result):
+                await result
+
+    async def _hold_tasks(self) -> None:
+        """``worker.tasks`` is entered and left in a task of its own: a task in it that will not end cannot keep ``on_stop`` from being called."""
+        async with anyio.create_task_group() as self._group:
+            self._worker.tasks = Tasks(self._group)
+            await anyio.sleep_forever()
+
+    # Accepting -------------------------------------------------------------------------------------------------------------------
+
+    def _factory(self, bind: Bind) -> Callable[[], asyncio.Protocol]:
+        worker, handler = self._worker, self._handler
+        make = getattr(handler, "connection", None)
+        if make is not None:
+            return lambda: make(worker)
+        protocol = protocol_named(bind.address.scheme)
+        return lambda: Connection(protocol(), handler, worker, write_timeout=worker.config.timeout_write)
+
+    async def _listen(self, bind: Bind) -> asyncio.Server:
+        assert bind.socket is not None
+        # A copy, because the server closes it and the backlog is served after that.
+        sock = bind.socket.dup()
+        sock.setblocking(False)
+        if sock.family == socket.AF_UNIX and not isinstance(self._loop, asyncio.BaseEventLoop):
+            options: Any = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+            return await self._loop.create_unix_server(self._factory(bind), sock=sock, backlog=bind.backlog, **options)
+        return await self._loop.create_server(self._factory(bind), sock=sock, backlog=bind.backlog)
+
+    async def _stop_accepting(self) -> None:
+        """Close the listening sockets. When the whole server stops, first take what the kernel has already accepted in our name."""
+        for server in self._servers:
+            server.close()
+        for bind in self._worker.binds if self._servers else ():
+            accepted = _accept_backlog(bind) if self._worker.stop_reason == "stop" else []
+            bind.close()
+            for sock in accepted:
+                try:
+                    await self._loop.connect_accepted_socket(self._factory(bind), sock)
+                except OSError:  # its client has given up
+                    sock.close()
+
+    # The channel to the master ---------------------------------------------------------------------------------------------------
+
+    def on_message(self, connection: Connection, envelope: Envelope) -> None:
+        """What the master says."""
+        match envelope["op"]:
+            case "stop":
+                self.ask_stop(str(envelope.get("reason", "stop")), envelope.get("deadline"))
+            case "connections":
+                self._say({"op": "connections", "id": envelope.get("id"), "rows": self._rows()})
+            case "reopen":
+                log.reopen()
+
+    def on_close(self, connection: Connection) -> None:
+        """The channel's end is the master's, unless the master has let go of a process that is stopping anyway."""
+        if not self._worker.stopping or os.getppid() != self._parent:
+            self._orphaned()
+
+    def _say(self, envelope: Envelope) -> None:
+        """A master that does not read misses beats; it is not waited for."""
+        if self._channel is not None:
+            with contextlib.suppress(Busy, ConnectionClosed, ConnectionLost):
+                self._channel.send_nowait(envelope)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = [link.row() for link in self._worker.links]
+        return [*rows, *(connection.row() for connection in self._worker.connections)][:MAX_ROWS]
+
+    async def _beat(self) -> None:
+        """Show that the loop turns, and with what. The clock is real time: a machine that slept is not a worker that hung."""
+        worker = self._worker
+        interval = min(1.0, worker.config.timeout_worker_healthcheck / 4) or 1.0
+        while True:
+            counts = {"requests": worker.requests, "in_flight": worker.in_flight}
+            self._say({"op": "beat", **counts, "connections_in": len(worker.connections), "connections_out": len(worker.links)})
+            if os.getppid() != self._parent:
+                self._orphaned()
+            await asyncio.sleep(interval)
+
+    async def _end_channel(self) -> None:
+        """Let the last words arrive."""
+        if self._channel is not None:
+            self._channel.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._channel.wait_closed()
+
+    # Orders to stop --------------------------------------------------------------------------------------------------------------
+
+    def grace(self) -> float | None:
+        """Seconds a stop may take when nobody has said otherwise."""
+        worker = self._worker
+        return worker.config.timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout
+
+    def ask_stop(self, reason: str, seconds: float | None) -> None:
+        """Stop, within ``seconds`` from now. A later order can only shorten what an earlier one gave."""
+        worker = self._worker
+        deadline = None if seconds is None else self._loop.time() + seconds
+        if not worker.stopping:
+            worker.stopping = True
+            worker.stop_reason = reason
+            self._deadline = deadline
+            self._asked.set()
+        elif deadline is not None and (self._deadline is None or deadline < self._deadline):
+            self._deadline = deadline
+            self._hurry()
+
+    def on_sigterm(self) -> None:
+        """In the signal handler, between any two instructions of the main thread: hand over to the loop."""
+        if os.getppid() != self._parent:
+            _arm_alarm()  # here, because the loop may be blocked
+        with contextlib.suppress(RuntimeError):  # the loop is closed, which is what was wanted
+            self._loop.call_soon_threadsafe(self._terminated)
+
+    def _terminated(self) -> None:
+        if os.getppid() != self._parent:
+            self._orphaned()
+        else:
+            self.ask_stop("stop", self.grace())
+
+    def _orphaned(self) -> None:
+        """The master is gone. Nobody restarts this process, and nobody would ever end it."""
+        _arm_alarm()
+        self.ask_stop("orphaned", ORPHAN_DRAIN)
+
+    # The stop --------------------------------------------------------------------------------------------------------------------
+
+    async def _stop(self, tasks: asyncio.Task[None]) -> None:
+        worker = self._worker
+        begun = self._loop.time()
+        if self._starting_told:
+            half = None if self._deadline is None else begun + (self._deadline - begun) / 2
+            await self._bounded("WorkerStopping", aemit(WorkerStopping(worker=worker)), half)
+        await self._bounded("accepting what waits", self._stop_accepting(), self._deadline)
+        if self._started:
+            await self._bounded("on_drain", self._drain(), self._deadline)
+        for connection in tuple(worker.connections):
+            connection.cancel()
+        await self._end_tasks(tasks)
+        if self._started:
+            await self._bounded("on_stop", self._call("on_stop", worker), self._deadline, LAST_SECONDS)
+
+    async def _bounded(self, name: str, phase: Awaitable[None], deadline: float | None, least: float = 0.0) -> None:
+        """Run one phase of the stop until its end or ``deadline``, but ``least`` seconds at least. Whatever goes wrong in it, the stop goes on."""
+        when = None if deadline is None else max(deadline, self._loop.time() + least)
+        self._least = least
+        try:
+            async with asyncio.timeout_at(when) as self._limit:
+                await phase
+        except TimeoutError as exc:
+            if self._limit is not None and self._limit.expired():
+                logger.warning("Worker %s: %s took too long and was cut short", self._worker.name, name)
+            else:
+                logger.error("Worker %s: %s raised", self._worker.name, name, exc_info=exc)
+        except Exception:
+            logger.exception("Worker %s: %s raised", self._worker.name, name)
+        finally:
+            self._limit = None
+
+    def _hurry(self) -> None:
+        """The deadline was brought nearer while a phase runs."""
+        limit = self._limit
+        if limit is None or self._deadline is None or limit.expired():
+            return
+        when = max(self._deadline, self._loop.time() + self._least)
+        before = limit.when()
+        if before is None or when < before:
+            limit.reschedule(when)
+
+    async def _drain(self) -> None:
+        if hasattr(self._handler, "on_drain"):
+            await self._call("on_drain", self._worker, self._deadline)
+        else:
+            await drain_connections(self._worker)
+
+    async def _end_tasks(self, tasks: asyncio.Task[None]) -> None:
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
+        left = None if self._deadline is None else self._deadline - self._loop.time()
+        done, _ = await asyncio.wait({tasks}, timeout=max(left or 0.0, LAST_SECONDS))
+        if not done:
+            logger.error("Worker %s: its tasks did not end when they were cancelled", self._worker.name)
+
+
+async def drain_connections(worker: Worker) -> None:
+    """Read what clients have already sent, then close each connection when nothing on it is being handled."""
+    if worker.connections:
+        await asyncio.sleep(QUIET)
+    for connection in tuple(worker.connections):
+        connection.shutdown()
+    while worker.connections:
+        await asyncio.sleep(0.01)
+
+
+def load_handler(handler: Any) -> Any:
+    """The handler that a declaration names. Raises ConfigError when an import string leads nowhere; what the module itself raises comes out."""
+    if isinstance(handler, str):
+        handler = _resolve(handler)
+    return handler() if inspect.isclass(handler) or inspect.isroutine(handler) else handler
+
+
+def _resolve(text: str) -> Any:
+    name, _, attributes = text.partition(":")
+    if not name or not attributes:
+        raise ConfigError(f"handler {text!r} is not of the form module:attribute")
+    try:
+        found: Any = importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
+            raise ConfigError(f"handler {text!r}: there is no module {name!r}") from None
+        raise
+    for attribute in attributes.split("."):
+        try:
+            found = getattr(found, attribute)
+        except AttributeError:
+            raise ConfigError(f"handler {text!r}: {found!r} has no attribute {attribute!r}") from None
+    return found
+
+
+def _accept_backlog(bind: Bind) -> list[socket.socket]:
+    """Everything in the kernel's queue, but no more than fits into it: under load it fills as fast as it is emptied."""
+    accepted: list[socket.socket] = []
+    assert bind.socket is not None
+    while len(accepted) < bind.backlog:
+        try:
+            sock, _ = bind.socket.accept()
+        except ConnectionAbortedError:
+            continue
+        except OSError:  # nothing waits, or no descriptor is left
+            break
+        sock.setblocking(False)
+        accepted.append(sock)
+    return accepted
+
+
+def _arm_alarm() -> None:
+    """Let the kernel end this process soon, whatever it does until then."""
+    if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, ORPHAN_LIFE)

@@ -1,0 +1,176 @@
+"""Workers: what runs, how many of it, and where it listens.
+
+The master holds declarations and never an event loop, so this module is light: the life inside the child process is in
+``laraman.process.child``, which is imported there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from laraman import events
+from laraman.errors import ConfigError
+from laraman.net.bind import Bind
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Iterable, Sequence
+    from types import FrameType
+
+    from laraman.config import Config
+    from laraman.net.connection import Connection
+    from laraman.net.link import Link
+    from laraman.process.child import Run, Tasks
+
+
+class Worker:
+    """A named, counted declaration of something that runs in processes of its own; in such a process, that process's worker.
+
+        Worker("ticker", "frame://127.0.0.1:9100", count=1, handler="app_example.ticker:Ticker")
+
+    ``address`` is where its processes listen, one or several, or None for a process that only works; ``handler`` an import string, which
+    the child imports, so that ``reload`` brings in new code. A class or function is accepted in its place and called without arguments in
+    the child (so is what an import string names), any other object is the handler itself; those cannot be reloaded. ``stop_timeout`` is how
+    many seconds a stop may take when it should differ from ``timeout_graceful_shutdown``. Raises ConfigError.
+
+    The handler's methods, each optional and plain or ``async``:
+
+        on_load(worker)               imports happen here
+        on_start(worker)              before anything is accepted; what it raises refuses the start
+        connection(worker)            the asyncio.Protocol for an accepted connection; without it, a Connection of the address's protocol
+        on_connect(connection)  on_message(connection, message)  on_close(connection)     for such Connections
+        on_drain(worker, deadline)    accepting has stopped: finish inbound work before the loop's time ``deadline`` (None: no limit)
+        on_stop(worker)               last, when the tasks and links are over; not called when ``on_start`` did not succeed
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: str | Sequence[str] | None = None,
+        *,
+        count: int = 1,
+        handler: Any = None,
+        options: Any = None,
+        stop_timeout: float | None = None,
+    ) -> None:
+        if not name or not name.isprintable() or any(map(str.isspace, name)):
+            raise ConfigError(f"a worker cannot be called {name!r}")
+        if count < 0:
+            raise ConfigError(f"worker {name!r} has a count of {count}")
+        addresses = () if address is None else (address,) if isinstance(address, str) else tuple(address)
+        self.name = name
+        self.count = count
+        self.handler = handler
+        self.options = options
+        self.stop_timeout = stop_timeout
+        self.binds = [Bind(text) for text in addresses]
+
+        # From here on, what holds in the child.
+        self.slot = -1
+        self.generation = 0
+        self.config: Config | Any = None
+        self.loop: asyncio.AbstractEventLoop | Any = None
+        self.tasks: Tasks | Any = None
+        self.connections: set[Connection] = set()
+        self.links: set[Link] = set()
+        self.requests = 0
+        self.in_flight = 0
+        self.stopping = False
+        self.stop_reason = ""
+        self._run: Run | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name}{f' {self.slot}' if self.slot >= 0 else ''}>"
+
+    @property
+    def reloadable(self) -> bool:
+        """Whether a new process brings in new code: the master has imported everything but what strings name."""
+        return isinstance(self.handler, str)
+
+    @property
+    def title(self) -> str:
+        """What ``ps`` shows: name, slot, addresses."""
+        return " ".join(["laraman:", self.name, str(self.slot), *(str(bind.address) for bind in self.binds)])
+
+    # In the child ----------------------------------------------------------------------------------------------------------------
+
+    def run(self, slot: int, generation: int, channel: socket.socket, config: Config) -> int:
+        """Be the worker of this freshly forked process until it is told to stop, and return the exit code.
+
+        ``channel`` is this process's end of the socketpair to the master. The caller leaves with ``os._exit``: threads of the application
+        that do not end must not keep the process.
+        """
+        from laraman.process.child import run
+
+        self.slot = slot
+        self.generation = generation
+        self.config = config
+        return run(self, channel)
+
+    @property
+    def should_exit(self) -> bool:
+        """The same as ``stopping``, under the name that libraries look for on the owner of the SIGTERM handler (sse-starlette does)."""
+        return self.stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The handler of SIGTERM in the child."""
+        if self._run is not None:
+            self._run.on_sigterm()
+
+    def stop(self, reason: str = "recycle") -> None:
+        """Ask this process to end as if the master had said so; the master starts another in its place. Call it in the loop's thread."""
+        if self._run is not None:
+            self._run.ask_stop(reason, self._run.grace())
+
+
+# Listener modules -----------------------------------------------------------------------------------------------------------------
+
+#: Modules that this process imported because the listener modules were imported; a child inherits the list from the master.
+_imported: list[str] = []
+
+
+def import_listeners(config: Config) -> None:
+    """Import the modules that ``listeners`` names. In a child that forked after the master did it: import them afresh, with what they import.
+
+    Only modules of the application are imported afresh: source files under ``app_dir`` (or the current directory), not installed ones.
+    Raises ConfigError when one of them does not exist; what a module raises while it is imported comes out as it is.
+    """
+    root = os.path.abspath(config.app_dir or os.getcwd())
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    stale = [name for name in _imported if _is_source_under(root, name)]
+    for name in stale:
+        del sys.modules[name]
+    events.forget(stale)
+    importlib.invalidate_caches()
+    before = set(sys.modules)
+    for name in config.listeners:
+        _import(name)
+    _imported.extend(name for name in sys.modules if name not in before and name not in _imported)
+
+
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
+            raise ConfigError(f"there is no listener module {name!r}") from None
+        raise
+
+
+def _is_source_under(root: str, name: str) -> bool:
+    if name.partition(".")[0] == "laraman":
+        return False  # in its own repository; two copies of this package would not know each other's classes
+    path = getattr(sys.modules.get(name), "__file__", None)
+    if not path or not path.endswith(".py"):
+        return False
+    path = os.path.abspath(path)
+    return path.startswith(os.path.join(root, "")) and not _installed(path.split(os.sep))
+
+
+def _installed(parts: Iterable[str]) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(parts)
