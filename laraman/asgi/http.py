@@ -94,8 +94,8 @@ class HttpConnection(Connection):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.scheme = "http" if transport.get_extra_info("sslcontext") is None else "https"
-        self.client = _address(transport.get_extra_info("peername"))
-        self.server = _address(transport.get_extra_info("sockname")) or self.service.server_address
+        self.client = _address(self.peer)
+        self.server = _address(self.local) or self.service.server_address
         self.deadline = self.service.now + self.service.config.timeout_request_header
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -418,6 +418,9 @@ class HttpConnection(Connection):
     @property
     def is_closing(self) -> bool:
         return self._closing
+
+    def row(self) -> dict[str, Any]:
+        return {**super().row(), "protocol": "http"}
 
     def cancel(self) -> None:
         """The deadline of the stop has come."""

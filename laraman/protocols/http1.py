@@ -1,7 +1,8 @@
 """HTTP/1.1 heads and bodies (RFC 9112), bytes in and values out.
 
 A head is handed over whole: the connection looks for its end, so limits hold while bytes arrive, time is linear in them, and the
-bytes behind a head are never parsed before their turn. Therefore one ``HeadParser`` serves all connections of a worker, and an idle connection owns no parser at all.
+bytes behind a head are never parsed before their turn. Therefore one ``HeadParser`` serves all connections of a worker, and an idle
+connection owns no parser at all.
 
 httptools (llhttp) checks the grammar of lines and fields; what it lets through and RFC 9112 does not is checked here: the version, exactly one
 valid Host, the four forms of the target, blanks behind values, the framing of the body.
