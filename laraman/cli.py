@@ -275,6 +275,10 @@ def _print_connections(answer: Envelope) -> None:
         "NAME": lambda row: row.get("name"),
     }
     _print_table(columns, answer["rows"])
+    if silent := answer.get("missing"):
+        print(f"laraman: no answer from {', '.join(silent)}", file=sys.stderr)
+    if left_out := answer.get("left_out"):
+        print(f"laraman: {left_out} more are not shown", file=sys.stderr)
 
 
 _WORDS = {"WORKER", "STATE", "LAST EXIT", "DIR", "PROTOCOL", "LOCAL", "PEER", "NAME"}
