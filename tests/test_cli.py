@@ -119,7 +119,6 @@ def test_version(laraman: Any) -> None:
         (["status", "--name", "../x"], "--name: '../x' is not a name"),
         (["stop", "--workers", "2"], "there is no option '--workers'"),
         (["start", "shop:app", "--log-file", "none/x.log"], "cannot open the log file none/x.log: No such file or directory"),
-        (["start", "shop:app", "--listener", "nowhere"], "there is no listener module 'nowhere'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(laraman: Any, words: list[str], says: str) -> None:
@@ -137,6 +136,11 @@ def test_an_unreadable_configuration_is_one_line_and_exit_code_2(laraman: Any, p
     assert err.startswith("laraman: pyproject.toml: ")
     assert "line 1" in err
     assert err.count("\n") == 1
+
+
+def test_a_listener_module_that_does_not_exist_is_one_line(place: Path) -> None:
+    result = command(place, "start", "shop:app", "--listener", "nowhere")
+    assert (result.returncode, result.stderr) == (2, "laraman: there is no listener module 'nowhere'\n")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ access = logging.getLogger("uvicorn.access")
 def _put_back() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in NAMES]
     before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    for logger in loggers:
+        logger.handlers = []
     yield
     log.configure(Config())  # closes files
     for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
