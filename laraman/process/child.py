@@ -56,13 +56,12 @@ QUIET = 0.2
 MAX_ROWS = 40_000
 
 _PR_SET_PDEATHSIG = 1
-_MASTERS_SIGNALS = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGTTIN", "SIGTTOU")
 
 
 def run(worker: Worker, channel: socket.socket) -> int:
     """Be this worker until it ends; return the exit code."""
     parent = os.getppid()
-    _take_over(worker)
+    _introduce(worker)
     loop = new_event_loop(worker.config.loop)
     asyncio.set_event_loop(loop)
     try:
@@ -84,12 +83,8 @@ def new_event_loop(kind: str) -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
-def _take_over(worker: Worker) -> None:
-    """Leave behind what the process inherited from the master's life."""
-    signal.set_wakeup_fd(-1)
-    for name in _MASTERS_SIGNALS:  # a terminal sends them to the whole process group; the master answers for its workers
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def _introduce(worker: Worker) -> None:
+    """Become this worker to the outside. What was the master's in this process has been left behind before."""
     signal.signal(signal.SIGTERM, worker.handle_exit)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):

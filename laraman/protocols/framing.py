@@ -11,6 +11,8 @@ MAX_MESSAGE_SIZE = 10 * 1024 * 1024
 class Raw:
     """``tcp://``: no framing. What one read brings is one message, so messages merge and split as TCP pleases."""
 
+    __slots__ = ()
+
     def receive_data(self, data: bytes) -> list[bytes]:
         return [bytes(data)] if data else []
 
@@ -25,7 +27,9 @@ class Raw:
 
 
 class Text:
-    """``text://``: lines of UTF-8 ended by LF; a CR before it is dropped (Workerman's Text protocol)."""
+    """``text://``: lines of UTF-8 ended by LF; a CR before it is dropped (Workerman's Text protocol). ``max_size`` bounds a line, in bytes."""
+
+    __slots__ = ("_buffer", "_max_size", "_searched")
 
     def __init__(self, max_size: int = MAX_MESSAGE_SIZE) -> None:
         self._max_size = max_size
@@ -37,15 +41,28 @@ class Text:
         buffer += data
         # Search only what is new, or a long line fed in small pieces costs quadratic time.
         end = buffer.rfind(b"\n", self._searched)
+        self._searched = len(buffer)
         if end < 0:
-            self._searched = len(buffer)
             if self._searched > self._max_size:
                 raise RemoteProtocolError(f"line longer than {self._max_size} bytes", close_code=1009)
             return []
-        lines = bytes(buffer[:end]).split(b"\n")
-        del buffer[: end + 1]
-        self._searched = len(buffer)
-        return [self._decode(line) for line in lines]
+        return self._take(bytes(buffer[:end]).split(b"\n"))
+
+    def _take(self, lines: list[bytes]) -> list[str]:
+        messages: list[str] = []
+        taken = 0
+        for line in lines:
+            try:
+                messages.append(self._decode(line))
+            except RemoteProtocolError:
+                if not messages:
+                    raise
+                self._searched = taken  # the lines before it were right; the next call finds the fault again
+                break
+            taken += len(line) + 1
+        del self._buffer[:taken]
+        self._searched -= taken
+        return messages
 
     def _decode(self, line: bytes) -> str:
         if len(line) > self._max_size:
@@ -60,9 +77,15 @@ class Text:
             raise RemoteProtocolError("connection ended inside a line")
 
     def send(self, message: str) -> bytes:
-        if "\n" in message:
-            raise LocalProtocolError("a text message may not contain a line feed")
-        return message.encode() + b"\n"
+        if "\n" in message or message.endswith("\r"):
+            raise LocalProtocolError("a text message may not contain a line feed or end in a carriage return")
+        try:
+            line = message.encode()
+        except UnicodeEncodeError as exc:
+            raise LocalProtocolError(f"a text message must be encodable: {exc}") from None
+        if len(line) > self._max_size:
+            raise LocalProtocolError(f"message of {len(line)} bytes is longer than a line may be")
+        return line + b"\n"
 
     def data_to_send(self) -> bytes:
         return b""
@@ -75,6 +98,8 @@ class LengthPrefixed:
     netsvr, EasySwoole's unix process and ipc count the body only. ``max_size`` bounds the body, in bytes.
     """
 
+    __slots__ = ("_buffer", "_extra", "_max_size", "_size")
+
     def __init__(self, size: int = 4, *, inclusive: bool = False, max_size: int = MAX_MESSAGE_SIZE) -> None:
         self._size = size
         self._extra = size if inclusive else 0
@@ -83,22 +108,30 @@ class LengthPrefixed:
 
     def receive_data(self, data: bytes) -> list[bytes]:
         buffer = self._buffer
-        buffer += data
         size, extra = self._size, self._extra
+        # Mostly a read ends where a frame does: then nothing is copied into the buffer.
+        source: bytes | bytearray = data
+        if buffer:
+            buffer += data
+            source = buffer
         messages: list[bytes] = []
         start = 0
-        available = len(buffer)
+        available = len(source)
         while available - start >= size:
-            length = int.from_bytes(buffer[start : start + size], "big") - extra
+            length = int.from_bytes(source[start : start + size], "big") - extra
             if not 0 <= length <= self._max_size:
+                if messages:
+                    break  # they were right; the next call finds the fault again
                 raise RemoteProtocolError(f"frame length {length} is outside 0..{self._max_size}", close_code=1009)
             end = start + size + length
             if end > available:
                 break
-            messages.append(bytes(buffer[start + size : end]))
+            messages.append(bytes(source[start + size : end]))
             start = end
-        if start:
+        if source is buffer:
             del buffer[:start]
+        elif start < available:
+            buffer += source[start:]
         return messages
 
     @property
@@ -122,6 +155,8 @@ class LengthPrefixed:
 
 class Frame(LengthPrefixed):
     """``frame://``: a 4-byte big-endian length that includes itself, then the body (Workerman's Frame protocol)."""
+
+    __slots__ = ()
 
     def __init__(self, max_size: int = MAX_MESSAGE_SIZE) -> None:
         super().__init__(4, inclusive=True, max_size=max_size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from laraman.errors import RemoteProtocolError
+from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.protocols.framing import LengthPrefixed
 
 Envelope = dict[str, Any]
@@ -21,11 +21,23 @@ MAX_ENVELOPE_SIZE = 16 * 1024 * 1024
 class Ipc:
     """Envelopes on a stream."""
 
+    __slots__ = ("_fault", "_frames")
+
     def __init__(self, max_size: int = MAX_ENVELOPE_SIZE) -> None:
         self._frames = LengthPrefixed(max_size=max_size)
+        self._fault: RemoteProtocolError | None = None
 
     def receive_data(self, data: bytes) -> list[Envelope]:
-        return [_decode(frame) for frame in self._frames.receive_data(data)]
+        self._raise_fault()
+        envelopes: list[Envelope] = []
+        try:
+            for frame in self._frames.receive_data(data):
+                envelopes.append(_decode(frame))
+        except RemoteProtocolError as exc:
+            self._fault = exc
+            if not envelopes:
+                raise
+        return envelopes
 
     @property
     def unread(self) -> bytes:
@@ -33,10 +45,20 @@ class Ipc:
         return self._frames.unread
 
     def receive_eof(self) -> None:
+        self._raise_fault()
         self._frames.receive_eof()
 
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
     def send(self, message: Envelope) -> bytes:
-        return self._frames.send(json.dumps(message, separators=(",", ":")).encode())
+        if not isinstance(message.get("op"), str):
+            raise LocalProtocolError("an envelope needs an op")
+        try:
+            return self._frames.send(json.dumps(message, separators=(",", ":")).encode())
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise LocalProtocolError(f"an envelope must be JSON: {exc}") from None
 
     def data_to_send(self) -> bytes:
         return b""
