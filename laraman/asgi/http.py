@@ -97,6 +97,8 @@ class HttpConnection(Connection):
         self.client = _address(self.peer)
         self.server = _address(self.local) or self.service.server_address
         self.deadline = self.service.now + self.service.config.timeout_request_header
+        if self.service.draining:  # accepted in the last moment
+            self.shutdown()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.state = CLOSED

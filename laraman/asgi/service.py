@@ -34,13 +34,14 @@ SOFT, HARD = 0.5, 0.8
 
 
 class Http:
-    """One per worker process. ``now`` is the loop's time at the last tick: deadlines are seconds long and need no finer clock."""
+    """One per worker process. ``now`` is a clock that costs nothing to read: the loop's time of the next tick, so that a deadline is never early."""
 
     def __init__(self) -> None:
         self.running: set[Exchange] = set()
         self.default_headers = b""
         self.default_headers_count = 0
         self.now = 0.0
+        self.draining = False
         self.held: list[Exchange] = []
         self._events_version = -1
         self._ticking: asyncio.TimerHandle | None = None
@@ -83,6 +84,9 @@ class Http:
         soft = hard = float("inf")
         if deadline is not None:
             soft, hard = (start + part * (deadline - start) for part in (SOFT, HARD))
+        self.draining = True
+        self._interval = DRAIN_TICK
+        self.now = start + DRAIN_TICK
         for connection in list(worker.connections):
             connection.shutdown()
         while worker.connections or self.running:
@@ -127,7 +131,7 @@ class Http:
         self._ticking = self.loop.call_later(self._interval, self._tick)
 
     def _look_at_deadlines(self, now: float) -> None:
-        self.now = now
+        self.now = now + self._interval
         for connection in list(self.worker.connections):
             connection.tick(now)
 
