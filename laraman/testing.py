@@ -94,9 +94,10 @@ def _faulty(wire: bytes) -> Iterable[bytes]:
     for _ in range(GARBAGE_ROUNDS):
         yield source.randbytes(source.randrange(1, 64))
     for place in range(len(wire)):
-        changed = bytearray(wire)
-        changed[place] ^= 1 << source.randrange(8)
-        yield bytes(changed)
+        for bit in (0x01, 0x20, 0x80):
+            changed = bytearray(wire)
+            changed[place] ^= bit
+            yield bytes(changed)
         yield wire[:place] + source.randbytes(4) + wire[place:]
     yield b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     yield b"\0" * 64
