@@ -27,6 +27,7 @@ class Feed:
             on_message=self._on_message,
             on_down=self._on_down,
             heartbeat=(5, b'{"op": "ping"}'),
+            timeout=15,
             overflow="error",
         )
         self._ids = itertools.count(1)
