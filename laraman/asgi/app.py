@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from laraman.config import Config
 
-Scope = MutableMapping[str, Any]
+Scope = dict[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
 #: Where an application called ``app`` is looked for when none is named, in this order.
 CONVENTIONAL_FILES = ("main.py", "app.py", "api.py", "asgi.py", "app/main.py")

@@ -49,7 +49,7 @@ class Denial:
         self._left = int(lengths[0]) if lengths else -1  # announced and not sent; -1: the end of the connection is the end of the body
 
     def body(self, body: bytes, more: bool, default_headers: bytes) -> bytes:
-        """The bytes of one body message, behind the head when it is the first. Raises RuntimeError when they are not as many as announced."""
+        """The bytes of one body message, the first behind the head. Raises RuntimeError when they are not as many as announced."""
         head = b"" if self.started else self._head(body, more, default_headers)
         if self._empty:
             body = b""

@@ -77,7 +77,6 @@ class WebSocketConnection(Connection):
         "_next_ping",
         "_parsing",
         "_pong_deadline",
-        "_reading_paused",
         "_sent_before",
         "_unsent",
         "_unsent_since",
@@ -102,7 +101,6 @@ class WebSocketConnection(Connection):
         self._disconnect: Message | None = None  # and what it gives from then on
         self._closed_by_app = False
         self._waiter: asyncio.Future[None] | None = None
-        self._reading_paused = False
         self._parsing = False  # a further step of parsing is scheduled
         self._deadline = self._next_ping = self._pong_deadline = inf
         self._heard = False  # something came since the last ping
@@ -118,15 +116,13 @@ class WebSocketConnection(Connection):
         for name, value in self.scope["headers"]:
             fields.setdefault(name, []).append(value)
         if fields.get(b"sec-websocket-version") != [b"13"]:
-            self._refuse(
-                426, b"Only version 13 of WebSocket is spoken here.", ((b"upgrade", b"websocket"), (b"sec-websocket-version", b"13"))
-            )
+            self._reject(426, b"Only version 13 of WebSocket is spoken here.", ((b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")))
             return
         try:
             self._accept_value = accept_value(b",".join(fields.get(b"sec-websocket-key", ())))
         except RemoteProtocolError as exc:
             logger.warning("Invalid HTTP request received.")
-            self._refuse(400, str(exc).encode())
+            self._reject(400, str(exc).encode())
             return
         self._extensions = b",".join(fields.get(b"sec-websocket-extensions", ()))
         self.service.start(self)
@@ -146,22 +142,17 @@ class WebSocketConnection(Connection):
         self._heard = True
         if self._websocket is not None:
             if self._messages and self.state is OPEN:  # the application has not kept up since the last read
-                self._pause_reading()
+                self._hold_reading()
             self._parse(data)
         elif self.state is CONNECTING:
             self._early += data
             if len(self._early) > MAX_EARLY:
-                self._pause_reading()
+                self._hold_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self._messages:
             self._go_on()
-
-    def _pause_reading(self) -> None:
-        if not self._reading_paused and not self.transport.is_closing():
-            self._reading_paused = True
-            self.transport.pause_reading()
 
     def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():
@@ -180,17 +171,17 @@ class WebSocketConnection(Connection):
         if owed:
             self._write(owed)
             if self.writing_paused:  # pings without reading the pongs
-                self._pause_reading()
+                self._hold_reading()
         if self.state is OPEN:
-            self._deliver(received)
+            self._queue(received)
         elif received and isinstance(received[-1], Close):
             self.transport.close()
         if websocket.more:
-            self._pause_reading()
-        if self._reading_paused and (not self._messages or self.state is not OPEN):
+            self._hold_reading()
+        if self._reading_held and (not self._messages or self.state is not OPEN):
             self._go_on()
 
-    def _deliver(self, received: list[str | bytes | Close]) -> None:
+    def _queue(self, received: list[str | bytes | Close]) -> None:
         for message in received:
             if isinstance(message, str):
                 self._messages.append({"type": "websocket.receive", "text": message})
@@ -215,9 +206,8 @@ class WebSocketConnection(Connection):
             if not self._parsing:
                 self._parsing = True
                 self.service.loop.call_soon(self._parse_more)
-        elif self._reading_paused and not self.writing_paused and not self.transport.is_closing():
-            self._reading_paused = False
-            self.transport.resume_reading()
+        elif self._reading_held and not self.writing_paused:
+            self._release_reading()
 
     def _parse_more(self) -> None:
         self._parsing = False
@@ -240,7 +230,7 @@ class WebSocketConnection(Connection):
             finally:
                 self._waiter = None
         message = messages.pop(0)
-        if self._reading_paused and not messages:
+        if self._reading_held and not messages:
             self._go_on()
         return message
 
@@ -255,12 +245,14 @@ class WebSocketConnection(Connection):
         if state is OPEN:
             if kind == "websocket.send":
                 assert self._websocket is not None
+                if self.transport.is_closing():
+                    raise ClientDisconnected("the websocket is closed")
                 frame = self._websocket.send(_payload(message))
                 self.messages_out += 1
                 self.bytes_out += len(frame)
                 self.transport.write(frame)
             elif kind == "websocket.close":
-                self._close(message)
+                self._close_for_app(message)
             else:
                 raise RuntimeError(f"Expected ASGI message 'websocket.send' or 'websocket.close', but got '{kind}'.")
         elif state is CLOSED or (state is CLOSING and not self._closed_by_app):
@@ -282,15 +274,13 @@ class WebSocketConnection(Connection):
         elif kind == "websocket.close":
             self._closed_by_app = True
             self._log("403")
-            self._refuse(403, b"")
+            self._reject(403, b"")
         elif kind == "websocket.http.response.start":
             self._denial = Denial(message)
             self._log(str(message["status"]))
             self.state = DENYING
         else:
-            raise RuntimeError(
-                f"Expected ASGI message 'websocket.accept', 'websocket.close' or 'websocket.http.response.start' but got '{kind}'."
-            )
+            raise RuntimeError(f"Expected ASGI message 'websocket.accept', 'websocket.close' or 'websocket.http.response.start' but got '{kind}'.")
 
     def _accept(self, message: Message) -> None:
         """Send the 101 (RFC 6455 section 4.2.2) and start with what came early."""
@@ -324,16 +314,16 @@ class WebSocketConnection(Connection):
             raise RuntimeError(f"The client has not offered the subprotocol {subprotocol!r}.")
         return subprotocol.encode()
 
-    def _close(self, message: Message) -> None:
+    def _close_for_app(self, message: Message) -> None:
         code = message.get("code")
         close = Close(1000 if code is None else code, message.get("reason") or "")
         try:
-            self._send_close(close)
+            self._send_close(close, CLOSE_TIMEOUT)
         except LocalProtocolError as exc:
             raise RuntimeError(f"Invalid 'websocket.close': {exc}.") from None
         self._closed_by_app = True
 
-    def _send_close(self, close: Close, timeout: float = CLOSE_TIMEOUT) -> None:
+    def _send_close(self, close: Close, timeout: float) -> None:
         """Begin the closing handshake; the peer gets ``timeout`` seconds to answer."""
         assert self._websocket is not None
         self._write(self._websocket.send(close))
@@ -377,7 +367,7 @@ class WebSocketConnection(Connection):
             transport.write_eof()
         self._await_end(timeout)
 
-    def _refuse(self, status: int, body: bytes, fields: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    def _reject(self, status: int, body: bytes, fields: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer the handshake with an error."""
         content = ((b"content-type", b"text/plain; charset=utf-8"),) if body else ()
         framing = ((b"content-length", b"%d" % len(body)), (b"connection", b"close"))
@@ -421,9 +411,9 @@ class WebSocketConnection(Connection):
 
     def _finish(self, code: int) -> None:
         if self.state is OPEN:
-            self._send_close(Close(code))
+            self._send_close(Close(code), CLOSE_TIMEOUT)
         elif self.state is CONNECTING or (self._denial is not None and not self._denial.started):
-            self._refuse(500, b"Internal Server Error")
+            self._reject(500, b"Internal Server Error")
         elif self.state is DENYING:
             self.transport.abort()  # nothing else tells the client that the response is not complete
         self._messages.clear()
@@ -435,9 +425,12 @@ class WebSocketConnection(Connection):
             self._send_close(Close(1012), LINGER)
         elif self.state is CONNECTING:
             self._end({"type": "websocket.disconnect", "code": 1012, "reason": ""})
-            self._refuse(503, b"Service Unavailable")
+            self._reject(503, b"Service Unavailable")
         elif self.state is CLOSING:
             self._deadline = min(self._deadline, self.service.now + LINGER)
+
+    def row(self) -> dict[str, Any]:
+        return {**super().row(), "protocol": "websocket"}
 
     def disconnect(self) -> None:
         """The stop takes long: the application was told by ``shutdown`` already."""
@@ -466,7 +459,7 @@ class WebSocketConnection(Connection):
     def _keep_alive(self, now: float) -> None:
         """Send pings. Whatever came since the last one shows that the peer lives; while reading is paused its silence is ours."""
         config = self.service.config
-        if self._heard or self._reading_paused:
+        if self._heard or self._reading_held:
             self._pong_deadline = inf
         elif now >= self._pong_deadline:
             self._send_close(Close(1011, "keepalive ping timeout"), LINGER)

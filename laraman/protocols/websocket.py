@@ -120,9 +120,7 @@ class Deflate(Extension):
 
     name = "permessage-deflate"
 
-    def __init__(
-        self, client_bits: int = 15, server_bits: int = WINDOW_BITS, *, client_takeover: bool = True, server_takeover: bool = True
-    ) -> None:
+    def __init__(self, client_bits: int = 15, server_bits: int = WINDOW_BITS, *, client_takeover: bool = True, server_takeover: bool = True) -> None:
         self.room = 0  # bytes that the message may still grow by; set before each piece
         self._client_bits = max(9, client_bits)  # a larger window reads a smaller one's data, and zlib writes 9 when asked for 8
         self._server_bits = server_bits

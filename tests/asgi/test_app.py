@@ -102,9 +102,7 @@ def test_what_is_wrong_is_said_in_one_line(load: Any, target: str, text: str) ->
         ("import sys\nsys.exit(4)\n", "SystemExit: 4"),
     ],
 )
-def test_an_error_inside_the_users_module_keeps_its_traceback_in_the_log(
-    load: Any, caplog: pytest.LogCaptureFixture, source: str, line: str
-) -> None:
+def test_an_error_inside_the_users_module_keeps_its_traceback_in_the_log(load: Any, caplog: pytest.LogCaptureFixture, source: str, line: str) -> None:
     with pytest.raises(BootError) as caught:
         load("lm_broken:app", lm_broken=source)
     assert str(caught.value) == f'Error loading ASGI app. Importing module "lm_broken" failed: {line}'

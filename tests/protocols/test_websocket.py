@@ -184,9 +184,7 @@ def test_compressed_frames_are_understood_by_wsproto(messages: list[str | bytes]
 
 
 def test_fragments_with_control_frames_between_them() -> None:
-    data = (
-        frame(0x01, "grü".encode()[:3]) + frame(0x89, b"are you there") + frame(0x00, "grü".encode()[3:]) + frame(0x8A) + frame(0x80, b"n")
-    )
+    data = frame(0x01, "grü".encode()[:3]) + frame(0x89, b"are you there") + frame(0x00, "grü".encode()[3:]) + frame(0x8A) + frame(0x80, b"n")
     for cut in range(len(data)):
         websocket = WebSocket(LIMIT)
         assert receive(websocket, data, cut) == ["grün"]
