@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from laraman.errors import BootError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, MutableMapping
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -111,7 +111,7 @@ class RequestReceived(Event):
     """A request's head is complete and the application is about to be called."""
 
     worker: Any
-    scope: dict[str, Any]
+    scope: MutableMapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +119,14 @@ class RequestHandled(Event):
     """The application returned; the response may still be on its way."""
 
     worker: Any
-    scope: dict[str, Any]
+    scope: MutableMapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTerminated(OperationTerminated):
     """The request is over, whatever ended it."""
 
-    scope: dict[str, Any]
+    scope: MutableMapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

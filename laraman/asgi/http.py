@@ -62,7 +62,6 @@ class HttpConnection(Connection):
         "_chunked",
         "_closing",
         "_left",
-        "_reading_paused",
         "_received",
         "_stalled_at",
         "client",
@@ -86,7 +85,6 @@ class HttpConnection(Connection):
         self._received = 0  # bytes of the current body that came
         self._chunked: ChunkedBody | None = None
         self._closing = False
-        self._reading_paused = False
         self._stalled_at: tuple[float, int] | None = None
 
     # Transport -------------------------------------------------------------------------------------------------------------------
@@ -130,15 +128,9 @@ class HttpConnection(Connection):
         elif state is READING:
             self._read_more_head(data)
 
-    def pause_reading(self) -> None:
-        if not self._reading_paused and not self.transport.is_closing():
-            self._reading_paused = True
-            self.transport.pause_reading()
-
     def resume_reading(self) -> None:
-        if self._reading_paused and not self.transport.is_closing():
-            self._reading_paused = False
-            self.transport.resume_reading()
+        if self._reading_held:
+            self._release_reading()
 
     # Heads -----------------------------------------------------------------------------------------------------------------------
 
@@ -237,7 +229,7 @@ class HttpConnection(Connection):
             buffer = self._buffer = bytearray()
         buffer += data
         if len(buffer) > HIGH_WATER:
-            self.pause_reading()
+            self._hold_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -271,7 +263,7 @@ class HttpConnection(Connection):
                 return b""
             self.deadline = inf
             if exchange.feed(body, complete) > HIGH_WATER:
-                self.pause_reading()
+                self._hold_reading()
         elif complete:
             self._next(rest)
             return b""
@@ -328,8 +320,7 @@ class HttpConnection(Connection):
             return
         self.state = IDLE
         self.deadline = self.service.now + self.service.config.timeout_keep_alive
-        if self._reading_paused:
-            self.resume_reading()
+        self.resume_reading()
         if rest:
             self._read_head(rest)
 

@@ -8,7 +8,7 @@ import logging
 import time
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from laraman import events, log
@@ -22,6 +22,7 @@ from laraman.sandbox import Sandbox
 if TYPE_CHECKING:
     from laraman.asgi.app import ASGIApp, Receive, Scope, Send
     from laraman.asgi.exchange import Exchange
+    from laraman.asgi.websocket import WebSocketConnection
     from laraman.config import Config
     from laraman.process.worker import Worker
 
@@ -37,7 +38,7 @@ class Http:
     """One per worker process. ``now`` is a clock that costs nothing to read: the loop's time of the next tick, so that a deadline is never early."""
 
     def __init__(self) -> None:
-        self.running: set[Exchange] = set()
+        self.running: set[Exchange | WebSocketConnection] = set()
         self.default_headers = b""
         self.default_headers_count = 0
         self.now = 0.0
@@ -61,6 +62,7 @@ class Http:
         self.lifespan = Lifespan(self.app, config.lifespan, timeout=config.timeout_worker_boot)
         await self.lifespan.startup()
         self.state = self.lifespan.state
+        self.connections = cast("set[HttpConnection | WebSocketConnection]", worker.connections)
         self.sandbox = Sandbox(self.lifespan.context)
         self.heads = HeadParser(max_line=config.limit_request_line, max_fields=config.limit_request_fields, engine=config.http)
         self.body_limit: float = config.limit_request_body or float("inf")
@@ -132,7 +134,7 @@ class Http:
 
     def _look_at_deadlines(self, now: float) -> None:
         self.now = now + self._interval
-        for connection in list(self.worker.connections):
+        for connection in list(self.connections):
             connection.tick(now)
 
     def _refresh_default_headers(self) -> None:
@@ -155,7 +157,7 @@ class Http:
         limit = self.config.limit_concurrency
         return limit is not None and (len(self.worker.connections) >= limit or len(self.running) >= limit)
 
-    def start(self, exchange: Exchange) -> None:
+    def start(self, exchange: Exchange | WebSocketConnection) -> None:
         """Run the application for this exchange, in a task and a context of its own."""
         if self._events_version != events.version:
             self._listen()
@@ -163,7 +165,7 @@ class Http:
         self.worker.in_flight += 1
         exchange.task = self.loop.create_task(exchange.run(), context=self.sandbox.context())
 
-    def ended(self, exchange: Exchange) -> None:
+    def ended(self, exchange: Exchange | WebSocketConnection) -> None:
         self.running.discard(exchange)
         self.worker.in_flight -= 1
         exchange.task = None
@@ -179,7 +181,7 @@ class Http:
         outcome = "ok"
         await aemit(RequestReceived(worker=self.worker, scope=scope))
         try:
-            result = await self.app(scope, receive, send)
+            result = await cast("Any", self.app)(scope, receive, send)  # None, unless the application is wrong
             await aemit(RequestHandled(worker=self.worker, scope=scope))
             return result
         except asyncio.CancelledError:
