@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -75,8 +77,9 @@ class Bind:
 
     def unlink(self) -> None:
         """Remove the unix socket's name, unless somebody has put another one there. For the end of the server. Idempotent."""
-        if self._unlink is not None and _identity(self.address.path) == self._unlink:
-            os.unlink(self.address.path)
+        with suppress(OSError):  # it is gone, or a file of somebody else's is there
+            if self._unlink is not None and _identity(self.address.path) == self._unlink:
+                os.unlink(self.address.path)
         self._unlink = None
 
 
@@ -129,7 +132,7 @@ def _identity(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     if not stat.S_ISSOCK(found.st_mode):
-        raise FileExistsError(17, "a file that is not a socket is in the way")
+        raise FileExistsError(errno.EEXIST, "a file that is not a socket is in the way")
     return found.st_dev, found.st_ino
 
 

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from laraman.errors import BootError, ConfigError
+from laraman.net.bind import Bind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def binds() -> Iterator[list[Bind]]:
+    made: list[Bind] = []
+    yield made
+    for bind in made:
+        bind.close()
+        bind.unlink()
+
+
+def test_port_0_becomes_the_real_port_and_the_key_stays(binds: list[Bind]) -> None:
+    bind = Bind("http://127.0.0.1:0")
+    binds.append(bind)
+    bind.open()
+    bind.open()
+    assert bind.socket is not None
+    port = bind.socket.getsockname()[1]
+    assert (bind.key, str(bind.address)) == ("http://127.0.0.1:0", f"http://127.0.0.1:{port}")
+    assert not bind.socket.getblocking()
+    assert not bind.socket.get_inheritable()
+    socket.create_connection(("127.0.0.1", port), 5).close()
+    bind.close()
+    bind.close()
+    assert repr(bind) == f"<Bind http://127.0.0.1:{port} closed>"
+
+
+@pytest.mark.parametrize(("address", "family"), [("tcp://localhost:0", socket.AF_INET), ("tcp://[::1]:0", socket.AF_INET6)])
+def test_names_and_families(binds: list[Bind], address: str, family: int) -> None:
+    if family == socket.AF_INET6 and not os.path.exists("/proc/net/if_inet6"):
+        pytest.skip("this machine has no IPv6")
+    bind = Bind(address)
+    binds.append(bind)
+    bind.open()
+    assert bind.socket is not None
+    assert bind.socket.family == family
+
+
+def test_what_cannot_be_opened_is_one_clear_line(binds: list[Bind], tmp_path: Path) -> None:
+    bind = Bind("frame://127.0.0.1:0")
+    binds.append(bind)
+    bind.open()
+    with pytest.raises(BootError, match=r"^cannot listen on frame://127.0.0.1:\d+: Address already in use$"):
+        Bind(bind.address).open()
+    with pytest.raises(BootError, match=r"cannot listen on tcp://no\.such\.host\.invalid:1"):
+        Bind("tcp://no.such.host.invalid:1").open()
+    with pytest.raises(BootError, match="cannot listen"):
+        Bind(f"unix:{tmp_path}/{'x' * 200}").open()
+    with pytest.raises(ConfigError):
+        Bind("nonsense")
+
+
+def test_a_unix_socket_is_open_to_a_proxy_and_unlinked_at_the_end(binds: list[Bind], tmp_path: Path) -> None:
+    path = tmp_path / "x.sock"
+    bind = Bind(f"unix:{path}")
+    binds.append(bind)
+    bind.open()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    with pytest.raises(BootError, match="another process listens there"):
+        Bind(f"unix:{path}").open()
+    bind.close()
+    assert path.exists(), "others may still listen on it"
+    bind.unlink()
+    bind.unlink()
+    assert not path.exists()
+
+
+def test_a_stale_unix_socket_is_replaced_and_anything_else_is_not(binds: list[Bind], tmp_path: Path) -> None:
+    path = tmp_path / "x.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    bind = Bind(f"unix:{path}")
+    binds.append(bind)
+    bind.open()
+    path.unlink()
+    path.write_text("somebody else's")
+    bind.unlink()
+    assert path.read_text() == "somebody else's"
+    with pytest.raises(BootError, match="not a socket"):
+        Bind(f"unix:{path}").open()
+
+
+def test_a_descriptor_is_taken_over_and_must_be_a_stream(binds: list[Bind]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        bind = Bind(f"fd:{os.dup(listening.fileno())}")
+        binds.append(bind)
+        bind.open()
+    socket.create_connection(("127.0.0.1", port), 5).close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        with pytest.raises(BootError, match="not a stream socket"):
+            Bind(f"fd:{datagrams.fileno()}").open()
+        assert datagrams.fileno() >= 0
+    with pytest.raises(BootError, match="Bad file descriptor"):
+        Bind("fd:987").open()
+
+
+def test_an_inherited_socket_is_found_again_with_its_port(binds: list[Bind], tmp_path: Path) -> None:
+    for address in ("tcp://127.0.0.1:0", f"unix:{tmp_path}/x.sock"):
+        first = Bind(address)
+        first.open()
+        assert first.socket is not None
+        second = Bind(address)
+        binds.append(second)
+        second.open(first.socket.detach())
+        assert second.address == first.address
+        second.close()
+        second.unlink()
+    assert not (tmp_path / "x.sock").exists()
