@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_closing_when_idle",
         "_drained",
+        "_ended",
         "_gone",
         "_lost",
         "_pending",
@@ -104,7 +105,7 @@ class Connection(asyncio.Protocol):
         self._pending: deque[Any] | None = None
         self._reading_held = False
         self._closing_when_idle = False
-        self._lost = False
+        self._ended = self._lost = False
         self._drained: asyncio.Future[None] | None = None
         self._receiver: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
@@ -145,16 +146,17 @@ class Connection(asyncio.Protocol):
             self._deliver(message)
 
     def eof_received(self) -> bool | None:
-        """The peer sends no more, but may still read: what is being handled is finished first."""
+        """The peer sends no more. A client may still read, so what is being handled for it is finished first; a dialled peer has hung up."""
         finish = getattr(self.protocol, "receive_eof", None)
         try:
             if finish is not None:
                 finish()
         except RemoteProtocolError as exc:
             self._refuse(exc)
-        self._closing_when_idle = True
+        self._ended = self._closing_when_idle = True
+        _wake(self._receiver)
         self._watch_writing()
-        return self.running is not None and self.error is None
+        return self.running is not None and self.error is None and self.direction == "in"
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self.error is None:
@@ -196,7 +198,7 @@ class Connection(asyncio.Protocol):
     def send_nowait(self, message: Any) -> None:
         """Send one message, for handlers that are plain functions. Raises what ``send`` does, and Busy where it would wait."""
         if self.error is not None:
-            raise self._ended()
+            raise self._copied_error()
         if self.writing_paused:
             raise Busy("the peer does not read what was sent before")
         data = self.protocol.send(message)
@@ -246,7 +248,9 @@ class Connection(asyncio.Protocol):
             raise RuntimeError("receive() is for the one async handler that is running")
         while not self._pending:
             if self.error is not None:
-                raise self._ended()
+                raise self._copied_error()
+            if self._ended:
+                raise ConnectionLost("the peer sends no more")
             self._receiver = asyncio.get_running_loop().create_future()
             try:
                 await self._receiver
@@ -433,7 +437,7 @@ class Connection(asyncio.Protocol):
             "age": round(asyncio.get_running_loop().time() - self.opened, 3),
         }
 
-    def _ended(self) -> ConnectionClosed | ConnectionLost:
+    def _copied_error(self) -> ConnectionClosed | ConnectionLost:
         """``error`` again, as an instance of its own: one that is raised many times collects tracebacks."""
         assert self.error is not None
         error = type(self.error)(*self.error.args)

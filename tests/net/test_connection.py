@@ -1,0 +1,551 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from laraman.errors import Busy, ConnectionClosed, ConnectionLost, LocalProtocolError, RemoteProtocolError
+from laraman.net.connection import CLOSED, MAX_PENDING, OPEN, Connection, keep_alive, name_text
+from laraman.protocols.framing import Frame, Raw
+from tests.net.serving import DEADLINE, serving, until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+pytestmark = pytest.mark.anyio
+
+
+class Recorder:
+    """A handler that keeps what it is told; ``answer`` is its on_message."""
+
+    def __init__(self, answer: Callable[[Connection, Any], Any] | None = None) -> None:
+        self.seen: list[Any] = []
+        self.ended: list[Connection] = []
+        self.answer = answer
+
+    def on_connect(self, connection: Connection) -> None:
+        self.seen.append("connect")
+
+    def on_message(self, connection: Connection, message: Any) -> Any:
+        self.seen.append(message)
+        return self.answer(connection, message) if self.answer else None
+
+    def on_close(self, connection: Connection) -> None:
+        self.seen.append("close")
+        self.ended.append(connection)
+
+
+async def shout(connection: Connection, message: str) -> None:
+    await connection.send(message.upper())
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End with a RST."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+# Messages -------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_plain_handler_answers_without_a_task() -> None:
+    def answer(connection: Connection, message: str) -> None:
+        assert connection.running is None
+        connection.send_nowait(message.upper())
+
+    async with serving(Recorder(answer)) as served:
+        reader, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        assert await reader.readexactly(4) == b"A\nB\n"
+        connection = await served.accepted()
+        assert (connection.messages_in, connection.messages_out, connection.bytes_in, connection.bytes_out) == (2, 2, 4, 4)
+        assert served.worker.requests == 2
+        writer.close()
+        await until(lambda: served.handler.ended)
+        assert served.handler.seen == ["connect", "a", "b", "close"]
+        assert not served.worker.connections
+
+
+async def test_async_handlers_run_one_after_another() -> None:
+    running = 0
+    order: list[str] = []
+
+    async def answer(connection: Connection, message: str) -> None:
+        nonlocal running
+        running += 1
+        assert running == 1
+        await asyncio.sleep(0.001 if len(order) % 3 else 0)
+        order.append(message)
+        running -= 1
+        await connection.send(message)
+
+    async with serving(Recorder(answer)) as served:
+        reader, writer = await served.connect()
+        lines = [str(number) for number in range(300)]
+        writer.write("".join(f"{line}\n" for line in lines).encode())
+        async with asyncio.timeout(DEADLINE):
+            for line in lines:
+                assert await reader.readline() == f"{line}\n".encode()
+        assert order == lines
+        assert served.worker.in_flight == 0
+
+
+async def test_on_connect_is_over_before_the_first_message() -> None:
+    class Greeting(Recorder):
+        async def on_connect(self, connection: Connection) -> None:  # type: ignore[override]
+            self.seen.append("hello " + await connection.receive())
+            await connection.send("hello")
+            self.seen.append("connected, " + await connection.receive())
+
+    async with serving(Greeting()) as served:
+        reader, writer = await served.connect()
+        writer.write(b"me\n")
+        assert await reader.readline() == b"hello\n"
+        writer.write(b"well\nfirst\n")
+        await until(lambda: len(served.handler.seen) == 3)
+        assert served.handler.seen == ["hello me", "connected, well", "first"]
+
+
+async def test_receive_ends_with_the_connection_and_has_its_place() -> None:
+    class Waiting:
+        error: Exception | None = None
+
+        async def on_connect(self, connection: Connection) -> None:
+            try:
+                await connection.receive()
+            except ConnectionLost as exc:
+                self.error = exc
+
+    async with serving(Waiting()) as served:
+        _, writer = await served.connect()
+        connection = await served.accepted()
+        writer.close()
+        await until(lambda: served.handler.error)
+        with pytest.raises(RuntimeError, match="one async handler"):
+            await connection.receive()
+
+
+async def test_a_peer_that_sends_faster_than_it_is_served_waits() -> None:
+    gate = asyncio.Event()
+
+    async def answer(connection: Connection, message: bytes) -> None:
+        await gate.wait()
+
+    async with serving(Recorder(answer), Frame) as served:
+        _, writer = await served.connect()
+        wire = Frame().send(b"x" * 60_000)
+        count = MAX_PENDING * 20
+        for _ in range(count):
+            writer.write(wire)
+        connection = await served.accepted()
+        await until(lambda: connection.reading_held)
+        await asyncio.sleep(0.1)
+        assert connection.messages_in < MAX_PENDING * 2
+        gate.set()
+        await until(lambda: connection.messages_in == count and connection.running is None)
+        assert not connection.reading_held
+        assert served.handler.seen.count(b"x" * 60_000) == count
+
+
+async def test_close_in_a_handler_drops_what_stands_behind() -> None:
+    async with serving(Recorder(lambda connection, message: connection.close())) as served:
+        reader, writer = await served.connect()
+        writer.write(b"a\nb\nc\n")
+        assert await reader.read() == b""
+        await until(lambda: served.handler.ended)
+        assert served.handler.seen == ["connect", "a", "close"]
+
+
+async def test_messages_of_a_peer_that_has_gone_are_still_handled() -> None:
+    seen: list[str] = []
+
+    async def answer(connection: Connection, message: str) -> None:
+        await asyncio.sleep(0.01)
+        seen.append(message)
+        assert connection in served.worker.connections
+
+    async with serving(Recorder(answer)) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\nc\n")
+        await writer.drain()
+        await until(lambda: served.made and served.made[0].messages_in == 3)
+        reset(writer)
+        await until(lambda: served.handler.ended)
+        assert seen == ["a", "b", "c"]
+        assert served.handler.seen[-1] == "close"
+
+
+async def test_a_half_closed_peer_gets_its_answers() -> None:
+    async def answer(connection: Connection, message: str) -> None:
+        await asyncio.sleep(0.02)
+        await connection.send(message.upper())
+
+    async with serving(Recorder(answer)) as served:
+        reader, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        writer.write_eof()
+        assert await reader.read() == b"A\nB\n"
+        await until(lambda: served.handler.ended)
+
+
+# Sending --------------------------------------------------------------------------------------------------------------------------
+
+
+async def stuck(connection: Connection) -> None:
+    """Send until the peer's buffers and ours are full."""
+    while not connection.writing_paused:
+        connection.send_nowait(b"x" * 100_000)
+
+
+async def test_send_waits_while_the_peer_does_not_read() -> None:
+    async with serving(Recorder(), Raw) as served:
+        reader, _ = await served.connect(limit=2**14)
+        connection = await served.accepted()
+        await stuck(connection)
+        with pytest.raises(Busy):
+            connection.send_nowait(b"y")
+        senders = [asyncio.create_task(connection.send(b"y")) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert not any(sender.done() for sender in senders)
+        senders[0].cancel()  # one that gives up must not take the others with it
+        expected = connection.bytes_out + 2
+        received = 0
+        async with asyncio.timeout(DEADLINE):
+            while received < expected:
+                received += len(await reader.read(2**20))
+            await asyncio.gather(*senders[1:])
+        assert received == connection.bytes_out
+        assert senders[0].cancelled()
+
+
+async def test_senders_do_not_pile_up_in_the_buffer() -> None:
+    async with serving(Recorder(), Raw) as served:
+        reader, _ = await served.connect(limit=2**14)
+        connection = await served.accepted()
+        await stuck(connection)
+        senders = [asyncio.create_task(connection.send(b"y" * 100_000)) for _ in range(50)]
+        most = 0
+        async with asyncio.timeout(DEADLINE):
+            while not all(sender.done() for sender in senders):
+                await reader.read(2**16)
+                most = max(most, connection.transport.get_write_buffer_size())
+        assert most < 400_000
+
+
+async def test_a_peer_that_never_reads_is_cut_off() -> None:
+    async with serving(Recorder(), Raw, write_timeout=0.2) as served:
+        await served.connect(limit=2**14)
+        connection = await served.accepted()
+        await stuck(connection)
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(ConnectionLost, match=r"read nothing for 0\.2 seconds"):
+            await connection.send(b"y")
+        assert 0.15 < asyncio.get_running_loop().time() - begun < 2
+        await until(lambda: served.handler.ended)
+        assert connection.close_code == 1006
+
+
+async def test_close_does_not_wait_for_a_peer_that_never_reads() -> None:
+    async with serving(Recorder(), Raw, write_timeout=0.2) as served:
+        await served.connect(limit=2**14)
+        connection = await served.accepted()
+        await stuck(connection)
+        connection.close()
+        assert not served.handler.ended
+        await until(lambda: served.handler.ended)
+        assert isinstance(connection.error, ConnectionClosed)
+
+
+async def test_a_slow_reader_is_not_cut_off() -> None:
+    async with serving(Recorder(), Raw, write_timeout=0.3) as served:
+        reader, _ = await served.connect(limit=2**14)
+        connection = await served.accepted()
+        await stuck(connection)
+        connection.send_nowait(b"") if not connection.writing_paused else None
+        connection.close()
+        received = 0
+        async with asyncio.timeout(DEADLINE):
+            while data := await reader.read(2**19):
+                received += len(data)
+                await asyncio.sleep(0.02)
+        assert received == connection.bytes_out
+
+
+async def test_what_the_protocol_refuses_reaches_the_sender() -> None:
+    async with serving(Recorder()) as served:
+        await served.connect()
+        connection = await served.accepted()
+        with pytest.raises(LocalProtocolError):
+            await connection.send("two\nlines")
+        assert connection.error is None
+        assert connection.messages_out == 0
+
+
+async def test_after_the_end_the_error_says_whose_it_was() -> None:
+    async with serving(Recorder()) as served:
+        _, writer = await served.connect()
+        connection = await served.accepted()
+        connection.close(1001)
+        connection.close()
+        with pytest.raises(ConnectionClosed):
+            await connection.send("a")
+        assert connection.close_code == 1001
+        writer.close()
+        _, writer = await served.connect()
+        await until(lambda: len(served.made) == 2)
+        connection = await served.accepted()
+        reset(writer)
+        await connection.wait_closed()
+        with pytest.raises(ConnectionLost) as caught:
+            connection.send_nowait("a")
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caught.value is not connection.error
+
+
+class Ponging(Frame):
+    """Owes the peer an answer to each ``ping``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owed = b""
+
+    def receive_data(self, data: bytes) -> list[bytes]:
+        messages = super().receive_data(data)
+        self.owed += self.send(b"pong" * 50) * messages.count(b"ping")
+        return [message for message in messages if message != b"ping"]
+
+    def data_to_send(self) -> bytes:
+        owed, self.owed = self.owed, b""
+        return owed
+
+
+async def test_what_the_protocol_owes_is_sent() -> None:
+    async with serving(Recorder(), Ponging) as served:
+        reader, writer = await served.connect()
+        writer.write(Frame().send(b"ping"))
+        assert (await reader.readexactly(8))[4:] == b"pong"
+        assert served.handler.seen == ["connect"]
+
+
+async def test_who_asks_and_does_not_read_is_not_read() -> None:
+    async with serving(Recorder(), Ponging, write_timeout=0.3) as served:
+        _, writer = await served.connect(limit=2**14)
+        writer.write(Frame().send(b"ping") * 50_000)
+        connection = await served.accepted()
+        await until(lambda: connection.writing_paused)
+        assert connection.reading_held
+        assert connection.bytes_in <= 2**18
+        await until(lambda: served.handler.ended)
+
+
+# Faults ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", ["on_connect", "on_message", "on_close"])
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_handler_that_raises_ends_its_connection_only(hook: str, is_async: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def later() -> None:
+        raise ValueError("handler")
+
+    def fail(*arguments: Any) -> Awaitable[None] | None:
+        if is_async:
+            return later()
+        raise ValueError("handler")
+
+    handler = Recorder(shout)
+    async with serving(handler) as served:
+        neighbour, neighbours_writer = await served.connect()
+        await served.accepted()
+        setattr(handler, hook, fail)
+        reader, writer = await served.connect()
+        writer.write(b"b\n")
+        if hook == "on_close":
+            assert await reader.readline() == b"B\n"
+            writer.close()
+        else:
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        await until(lambda: len(served.worker.connections) == 1)
+        handler.on_message = Recorder(shout).on_message  # type: ignore[method-assign]
+        neighbours_writer.write(b"still here\n")
+        assert await neighbour.readline() == b"STILL HERE\n"
+    assert any(record.levelno == logging.ERROR and hook in record.message and record.exc_info for record in caplog.records)
+
+
+async def test_a_peer_that_goes_away_under_a_handler_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    gate = asyncio.Event()
+
+    async def answer(connection: Connection, message: str) -> None:
+        await gate.wait()
+        await connection.send(message)
+
+    async with serving(Recorder(answer)) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\n")
+        connection = await served.accepted()
+        await until(lambda: connection.running)
+        reset(writer)
+        await connection.wait_closed()
+        gate.set()
+        await until(lambda: served.handler.ended)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING and record.name == "uvicorn.error"]
+
+
+async def test_what_the_peer_may_not_send_closes_the_connection() -> None:
+    async with serving(Recorder()) as served:
+        reader, writer = await served.connect()
+        writer.write(b"\xff\n")
+        assert await reader.read() == b""
+        await until(lambda: served.handler.ended)
+        connection = served.handler.ended[0]
+        assert isinstance(connection.error, ConnectionClosed)
+        assert isinstance(connection.error.__cause__, RemoteProtocolError)
+        assert connection.close_code == 1007
+
+
+async def test_an_end_inside_a_message_is_a_fault_of_the_peer() -> None:
+    async with serving(Recorder()) as served:
+        _, writer = await served.connect()
+        writer.write(b"unfinished")
+        writer.close()
+        await until(lambda: served.handler.ended)
+        assert isinstance(served.handler.ended[0].error.__cause__, RemoteProtocolError)
+
+
+async def test_a_protocol_that_raises_anything_else_is_contained(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def receive_data(self, data: bytes) -> list[bytes]:
+            raise KeyError("bug")
+
+    async with serving(Recorder(), Broken) as served:
+        reader, writer = await served.connect()
+        writer.write(b"a")
+        assert await reader.read() == b""
+        await until(lambda: served.handler.ended)
+        assert served.handler.ended[0].close_code == 1011
+    assert "its protocol raised" in caplog.text
+
+
+# The worker's stop ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_shutdown_closes_an_idle_connection_at_once_and_a_busy_one_later() -> None:
+    gate = asyncio.Event()
+
+    async def answer(connection: Connection, message: str) -> None:
+        await gate.wait()
+        await connection.send(message)
+
+    async with serving(Recorder(answer)) as served:
+        idle_reader, _ = await served.connect()
+        idle = await served.accepted()
+        reader, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        busy = await until(lambda: next((made for made in served.made if made.running), None))
+        idle.shutdown()
+        busy.shutdown()
+        assert await idle_reader.read() == b""
+        assert busy.state == OPEN
+        gate.set()
+        assert await reader.read() == b"a\nb\n"
+        await until(lambda: busy.state == CLOSED)
+
+
+async def test_cancel_ends_a_handler() -> None:
+    cancelled = asyncio.Event()
+
+    async def answer(connection: Connection, message: str) -> None:
+        try:
+            await asyncio.sleep(DEADLINE)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with serving(Recorder(answer)) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        connection = await until(lambda: next((made for made in served.made if made.running), None))
+        connection.cancel()
+        await until(lambda: served.handler.ended)
+        assert cancelled.is_set()
+        assert served.handler.seen == ["connect", "a", "close"]
+        assert served.worker.in_flight == 0
+
+
+# What it looks like and costs -----------------------------------------------------------------------------------------------------
+
+
+async def test_row() -> None:
+    async with serving(Recorder()) as served:
+        _, writer = await served.connect()
+        connection = await served.accepted()
+        writer.write(b"hi\n")
+        await until(lambda: connection.bytes_in)
+        row = connection.row()
+        host, port = writer.get_extra_info("sockname")
+        assert row["peer"] == f"{host}:{port}"
+        assert row["local"] == f"127.0.0.1:{served.port}"
+        assert 0 <= row["age"] < DEADLINE
+        wanted = {"worker": "test", "slot": 0, "direction": "in", "protocol": "text", "state": "OPEN", "bytes_in": 3, "messages_in": 1}
+        assert {name: row[name] for name in wanted} == wanted
+        assert "in 127.0.0.1" in repr(connection)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [(("127.0.0.1", 80), "127.0.0.1:80"), (("::1", 80, 0, 0), "[::1]:80"), ("/run/x", "/run/x"), ("", ""), (None, ""), (b"\0x", "\0x")],
+)
+async def test_names_of_sockets(name: Any, text: str) -> None:
+    assert name_text(name) == text
+
+
+async def test_keep_alive_is_for_tcp() -> None:
+    keep_alive(None)
+    here, there = socket.socketpair()
+    with here, there:
+        keep_alive(here)
+    with socket.socket() as sock:
+        keep_alive(sock)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+    keep_alive(sock)  # closed by now
+
+
+async def test_an_idle_connection_is_small() -> None:
+    class Transport:
+        def get_extra_info(self, name: str) -> Any:
+            return ("127.0.0.1", 40000) if name != "socket" else None
+
+    handler = Recorder()
+    worker = type("W", (), {"connections": set()})()
+    count = 1000
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(count):
+            Connection(Frame(), handler, worker).connection_made(Transport())
+        used = (tracemalloc.get_traced_memory()[0] - before) / count
+    finally:
+        tracemalloc.stop()
+    assert used < 1024
+
+
+async def test_waiting_for_the_end_twice() -> None:
+    async with serving(Recorder()) as served:
+        _, writer = await served.connect()
+        connection = await served.accepted()
+        waiting = [asyncio.create_task(connection.wait_closed()) for _ in range(2)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        writer.close()
+        async with asyncio.timeout(DEADLINE):
+            await waiting[1]
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting[0]
+        await connection.wait_closed()
