@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from laraman.protocols.http1 import status_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from laraman.asgi.app import Message, Scope
     from laraman.asgi.http import HttpConnection
 
@@ -26,9 +24,9 @@ _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
 # What a response field's name asks of the server. 0: nothing.
 _LENGTH, _CODING, _CONNECTION, _DATE, _SERVER = 1, 2, 3, 4, 5
 _KINDS = {b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connection": _CONNECTION, b"date": _DATE, b"server": _SERVER}
-#: Names that were checked once; an application has a handful. Bounded, because a name may come from outside.
-_names: dict[bytes, int] = dict(_KINDS)
-_MAX_NAMES = 1024
+#: Fields that were checked, and what goes on the wire for them: most applications send the same few again and again. Bounded in both directions.
+_lines: dict[tuple[bytes, bytes], bytes] = {}
+_MAX_LINES, _MAX_LINE = 1024, 256
 
 _status_lines = {status: status_line(status) for status in range(200, 600)}
 
@@ -47,8 +45,6 @@ class Exchange:
     __slots__ = (
         "_body",
         "_connection",
-        "_default_headers",
-        "_drained",
         "_expects_continue",
         "_framing",
         "_gone",
@@ -197,38 +193,31 @@ class Exchange:
         line = _status_lines.get(status)
         if line is None:
             raise RuntimeError(f"Invalid HTTP status {status!r}.")
-        defaults = service.default_headers
-        parts = [line, defaults]
-        count = service.default_headers_count
+        parts = [line, service.default_headers]
         length: bytes | None = None
         keep_alive = self._keep_alive and not connection.is_closing
-        for name, value in message.get("headers", ()):
-            kind = _names.get(name)
-            if kind is None:
-                kind = _check_name(name)
-            if kind:
-                if kind == _LENGTH:
-                    if length is not None or not _DIGITS.match(value):
-                        raise RuntimeError("Invalid Content-Length in the response headers.")
-                    length = value
-                    continue
-                if kind == _CODING:
-                    continue  # the framing is the server's
-                if kind == _CONNECTION:
-                    keep_alive = keep_alive and b"close" not in value.lower()
-                    continue
-                parts[1], count = _without(parts[1], count, kind)
-            parts += (name, b": ", value, b"\r\n")
-            count += 1
-        head = b"".join(parts)
-        # One look at the whole instead of one at each value: a line break that no field accounts for came out of a value.
-        if head.count(b"\n") != count + 1 or head.count(b"\r") != count + 1 or b"\0" in head:
-            raise RuntimeError("Invalid HTTP header value.")
+        for field in message.get("headers", ()):
+            known = _lines.get(field) if type(field) is tuple else None
+            if known is not None:
+                parts.append(known)
+                continue
+            name, value = field
+            kind = _LENGTH if name == b"content-length" else _check_field(name, value)
+            if kind == _LENGTH:
+                if length is not None or not _DIGITS.match(value):
+                    raise RuntimeError("Invalid Content-Length in the response headers.")
+                length = value
+            elif kind == _CONNECTION:
+                keep_alive = keep_alive and b"close" not in value.lower()
+            elif kind != _CODING:  # the framing is the server's
+                if kind:
+                    parts[1] = _without(parts[1], kind)
+                parts.append(_line(name, value, kind))
         if self._more_body and self._expects_continue:
             keep_alive = False  # the body was never asked for; what the client sends next could be it or a request
         self._keep_alive = keep_alive
         self._frame_head(status, length)
-        self._head = head
+        self._head = b"".join(parts)
         held = service.held
         if not held:
             service.flush_heads_soon()
@@ -306,7 +295,8 @@ class Exchange:
     def _finish(self) -> None:
         self.complete = True
         self._body = None
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
         self._connection.finished(self._keep_alive)
 
     # The task --------------------------------------------------------------------------------------------------------------------
@@ -361,22 +351,26 @@ class Exchange:
             self.task.cancel()
 
 
-def _check_name(name: Any) -> int:
-    """Check a field name that was not seen before and remember what it asks of the server."""
+def _check_field(name: Any, value: Any) -> int:
+    """Check a field of the application's; return what it asks of the server."""
     if not isinstance(name, bytes) or not _TOKEN.match(name):
         raise RuntimeError("Invalid HTTP header name.")
-    kind = _KINDS.get(name.lower(), 0)
-    if len(_names) < _MAX_NAMES:
-        _names[name] = kind
-    return kind
+    if not isinstance(value, bytes) or b"\n" in value or b"\r" in value or b"\0" in value:
+        raise RuntimeError("Invalid HTTP header value.")
+    return _KINDS.get(name.lower(), 0)
 
 
-def _without(defaults: bytes, count: int, kind: int) -> tuple[bytes, int]:
+def _line(name: bytes, value: bytes, kind: int) -> bytes:
+    """A checked field as it goes on the wire; kept for the next time when it asks nothing of the server."""
+    line = b"%b: %b\r\n" % (name, value)
+    if not kind and len(line) <= _MAX_LINE:
+        if len(_lines) >= _MAX_LINES:
+            _lines.clear()
+        _lines[name, value] = line
+    return line
+
+
+def _without(defaults: bytes, kind: int) -> bytes:
     """The default fields less the one that the application sends itself."""
-    prefix = b"date: " if kind == _DATE else b"server: "
-    kept = _lines_without(defaults.splitlines(keepends=True), prefix)
-    return b"".join(kept), count - (len(defaults.splitlines()) - len(kept))
-
-
-def _lines_without(lines: Iterable[bytes], prefix: bytes) -> list[bytes]:
-    return [line for line in lines if not line.lower().startswith(prefix)]
+    prefix = b"date:" if kind == _DATE else b"server:"
+    return b"".join(line for line in defaults.splitlines(keepends=True) if not line.lower().startswith(prefix))

@@ -162,14 +162,14 @@ class HttpConnection(Connection):
             self._begin(bytes(buffer[: end + 4]), bytes(buffer[end + 4 :]))
         elif LOOSE_END.search(buffer, searched):
             self.refuse(400)
-        elif len(buffer) > self.service.config.limit_request_head:
+        elif len(buffer) > self.service.head_limit:
             self.refuse(414 if buffer.find(b"\r\n", 0, self.service.config.limit_request_line) < 0 else 431)
 
     def _begin(self, head: bytes, rest: bytes) -> None:
         service = self.service
         heads = service.heads
         try:
-            if len(head) > service.config.limit_request_head:
+            if len(head) > service.head_limit:
                 raise RemoteProtocolError("request head too large", status_hint=431)
             heads.parse(head)
         except RemoteProtocolError as exc:
@@ -179,10 +179,10 @@ class HttpConnection(Connection):
             self.refuse(413)
             return
         self.messages_in += 1
-        service.worker.requests += 1
+        self.worker.requests += 1
         if heads.upgrade and self._upgrade(rest):
             return
-        if service.is_full():
+        if service.limited and service.is_full():
             logger.warning("Exceeded concurrency limit.")
             self.refuse(503)
             return
@@ -191,7 +191,7 @@ class HttpConnection(Connection):
         exchange = self.exchange = Exchange(self, service.scope(self))
         if heads.chunked or heads.content_length:
             self._left = heads.content_length
-            self._chunked = ChunkedBody(service.config.limit_request_head) if heads.chunked else None
+            self._chunked = ChunkedBody(service.head_limit) if heads.chunked else None
             self._received = 0
             if rest:
                 rest = self._read_body(rest)
@@ -319,8 +319,9 @@ class HttpConnection(Connection):
                 self._keep(rest)
             return
         self.state = IDLE
-        self.deadline = self.service.now + self.service.config.timeout_keep_alive
-        self.resume_reading()
+        self.deadline = self.service.now + self.service.keep_alive
+        if self._reading_held:
+            self._release_reading()
         if rest:
             self._read_head(rest)
 

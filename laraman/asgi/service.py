@@ -40,7 +40,6 @@ class Http:
     def __init__(self) -> None:
         self.running: set[Exchange | WebSocketConnection] = set()
         self.default_headers = b""
-        self.default_headers_count = 0
         self.now = 0.0
         self.draining = False
         self.held: list[Exchange] = []
@@ -65,6 +64,9 @@ class Http:
         self.connections = cast("set[HttpConnection | WebSocketConnection]", worker.connections)
         self.sandbox = Sandbox(self.lifespan.context)
         self.heads = HeadParser(max_line=config.limit_request_line, max_fields=config.limit_request_fields, engine=config.http)
+        self.head_limit = config.limit_request_head
+        self.keep_alive = config.timeout_keep_alive
+        self.limited = config.limit_concurrency is not None
         self.body_limit: float = config.limit_request_body or float("inf")
         self.access_log = log.access_enabled()
         self.server_address: tuple[str, int | None] | None = (config.uds, None) if config.uds else None
@@ -148,7 +150,6 @@ class Http:
                 lines.remove(b"server: laraman")
             lines.append(f"{name.strip()}: {value.strip()}".encode("latin-1"))
         self.default_headers = b"".join(line + b"\r\n" for line in lines)
-        self.default_headers_count = len(lines)
 
     # Exchanges -------------------------------------------------------------------------------------------------------------------
 

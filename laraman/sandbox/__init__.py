@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import decimal
+    from collections.abc import Callable
 
 
 class Sandbox:
@@ -20,12 +21,13 @@ class Sandbox:
     def __init__(self, base: Context | None = None) -> None:
         self._base = copy_context() if base is None else base.copy()
         self._decimal = self._warm_decimal()
+        #: A fresh context for one operation.
+        self.context: Callable[[], Context] = self._base.copy if self._decimal is None else self._with_decimal
 
-    def context(self) -> Context:
-        """A fresh context for one operation."""
+    def _with_decimal(self) -> Context:
+        assert self._decimal is not None
         context = self._base.copy()
-        if self._decimal is not None:
-            context.run(sys.modules["decimal"].setcontext, self._decimal.copy())
+        context.run(sys.modules["decimal"].setcontext, self._decimal.copy())
         return context
 
     def _warm_decimal(self) -> decimal.Context | None:
