@@ -102,6 +102,7 @@ class HttpConnection(Connection):
         self.state = CLOSED
         self.deadline = inf
         self._buffer = None
+        self.service.writing.discard(self)
         super().connection_lost(exc)
         if self.exchange is not None:
             self.exchange.disconnect(gone=True)
@@ -231,8 +232,14 @@ class HttpConnection(Connection):
         if len(buffer) > HIGH_WATER:
             self._hold_reading()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.service.writing.add(self)
+
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self.state is not DRAINING:
+            self.service.writing.discard(self)
         if self.state is RESPONDING and self.exchange is None and not self._left and self._chunked is None:
             buffer = self._buffer
             self._buffer = None
@@ -350,6 +357,7 @@ class HttpConnection(Connection):
         self._buffer = None
         self._left, self._chunked = 0, None
         self.deadline = self.service.now + LINGER
+        self.service.writing.add(self)
         transport = self.transport
         if unread and transport.can_write_eof():
             transport.write_eof()
@@ -364,8 +372,8 @@ class HttpConnection(Connection):
     # Time and the end of the worker ----------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Called about once a second: every wait of this connection has a deadline."""
-        if (self.writing_paused or self.state is DRAINING) and self._is_writing(now):
+        """Called when the deadline has come, and at every tick while something is being written."""
+        if self in self.service.writing and self._is_writing(now):
             return
         if now >= self.deadline:
             self._expire()

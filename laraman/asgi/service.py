@@ -43,6 +43,7 @@ class Http:
         self.now = 0.0
         self.draining = False
         self.held: list[Exchange] = []
+        self.writing: set[HttpConnection] = set()  # whose client has not taken yet what was sent
         self._events_version = -1
         self._ticking: asyncio.TimerHandle | None = None
 
@@ -136,7 +137,10 @@ class Http:
 
     def _look_at_deadlines(self, now: float) -> None:
         self.now = now + self._interval
-        for connection in list(self.connections):
+        # Thousands of idle connections are passed by without a call.
+        for connection in [connection for connection in self.connections if connection.deadline <= now]:
+            connection.tick(now)
+        for connection in tuple(self.writing):
             connection.tick(now)
 
     def _refresh_default_headers(self) -> None:

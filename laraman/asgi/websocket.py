@@ -23,10 +23,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from laraman.asgi.denial import TOKEN, Denial, response_head
+from laraman.asgi.handshake import Denial, accept_head, check_request, response_head
 from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import Connection
-from laraman.protocols.websocket import Close, WebSocket, accept_value, negotiate_deflate
+from laraman.protocols.websocket import Close, WebSocket, negotiate_deflate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,10 +51,10 @@ CONNECTING, OPEN, DENYING, CLOSING, CLOSED = State
 CLOSE_TIMEOUT = 10.0
 #: Seconds the peer gets when the worker stops, or when nothing but its reading of our last bytes is waited for.
 LINGER = 1.0
+#: Bytes of frames that may wait for one write.
+MAX_HELD = 65536
 #: Bytes a client may send before it is accepted.
 MAX_EARLY = 65536
-
-_OWN_FIELDS = frozenset((b"connection", b"upgrade", b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-protocol"))
 
 
 class ClientDisconnected(OSError):
@@ -64,6 +64,8 @@ class ClientDisconnected(OSError):
 class WebSocketConnection(Connection):
     """One websocket of a worker's Http service, from the parsed request head on. The service runs it as it runs an HTTP exchange."""
 
+    deadline = 0.0  #: the service looks at every websocket at every tick
+
     __slots__ = (
         "_accept_value",
         "_closed_by_app",
@@ -71,10 +73,12 @@ class WebSocketConnection(Connection):
         "_denial",
         "_disconnect",
         "_early",
-        "_extensions",
         "_heard",
+        "_held",
+        "_held_size",
         "_messages",
         "_next_ping",
+        "_offers",
         "_parsing",
         "_pong_deadline",
         "_sent_before",
@@ -95,7 +99,8 @@ class WebSocketConnection(Connection):
         self.state: State = CONNECTING
         self._websocket: WebSocket | None = None  # once it is open
         self._denial: Denial | None = None
-        self._accept_value = self._extensions = b""
+        self._accept_value = b""
+        self._offers = ""
         self._early = b""
         self._messages: list[Message] = [{"type": "websocket.connect"}]  # what receive() gives next
         self._disconnect: Message | None = None  # and what it gives from then on
@@ -103,6 +108,8 @@ class WebSocketConnection(Connection):
         self._waiter: asyncio.Future[None] | None = None
         self._parsing = False  # a further step of parsing is scheduled
         self._deadline = self._next_ping = self._pong_deadline = inf
+        self._held: list[bytes] = []  # frames that the next write takes along
+        self._held_size = 0
         self._heard = False  # something came since the last ping
         self._sent_before = 0  # messages sent before the last ping
         self._unsent = 0  # bytes in the transport's buffer at the last tick
@@ -112,19 +119,13 @@ class WebSocketConnection(Connection):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        fields: dict[bytes, list[bytes]] = {}
-        for name, value in self.scope["headers"]:
-            fields.setdefault(name, []).append(value)
-        if fields.get(b"sec-websocket-version") != [b"13"]:
-            self._reject(426, b"Only version 13 of WebSocket is spoken here.", ((b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")))
-            return
         try:
-            self._accept_value = accept_value(b",".join(fields.get(b"sec-websocket-key", ())))
+            self._accept_value, self._offers = check_request(self.scope["headers"])
         except RemoteProtocolError as exc:
             logger.warning("Invalid HTTP request received.")
-            self._reject(400, str(exc).encode())
+            version = ((b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")) if exc.status_hint == 426 else ()
+            self._reject(exc.status_hint, str(exc).encode(), version)
             return
-        self._extensions = b",".join(fields.get(b"sec-websocket-extensions", ()))
         self.service.start(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -155,9 +156,32 @@ class WebSocketConnection(Connection):
             self._go_on()
 
     def _write(self, data: bytes) -> None:
+        self._flush()
         if not self.transport.is_closing():
             self.bytes_out += len(data)
             self.transport.write(data)
+
+    def _write_soon(self, frame: bytes) -> None:
+        """Write a frame, together with the next ones while the application still has messages to answer: a write costs more than all else."""
+        self.bytes_out += len(frame)
+        if self._messages and self._held_size < MAX_HELD:
+            if not self._held:
+                self.service.loop.call_soon(self._flush)
+            self._held.append(frame)
+            self._held_size += len(frame)
+        elif self._held:
+            self._held.append(frame)
+            self._flush()
+        else:
+            self.transport.write(frame)
+
+    def _flush(self) -> None:
+        if self._held:
+            data = b"".join(self._held)
+            self._held.clear()
+            self._held_size = 0
+            if not self.transport.is_closing():
+                self.transport.write(data)
 
     # From the client -------------------------------------------------------------------------------------------------------------
 
@@ -249,8 +273,7 @@ class WebSocketConnection(Connection):
                     raise ClientDisconnected("the websocket is closed")
                 frame = self._websocket.send(_payload(message))
                 self.messages_out += 1
-                self.bytes_out += len(frame)
-                self.transport.write(frame)
+                self._write_soon(frame)
             elif kind == "websocket.close":
                 self._close_for_app(message)
             else:
@@ -285,18 +308,10 @@ class WebSocketConnection(Connection):
     def _accept(self, message: Message) -> None:
         """Send the 101 (RFC 6455 section 4.2.2) and start with what came early."""
         service = self.service
-        fields = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade"), (b"sec-websocket-accept", self._accept_value)]
-        agreed = negotiate_deflate(self._extensions.decode("latin-1")) if service.config.ws_per_message_deflate else None
-        if agreed is not None:
-            fields.append((b"sec-websocket-extensions", agreed[1].encode()))
-        subprotocol = message.get("subprotocol")
-        if subprotocol:
-            fields.append((b"sec-websocket-protocol", self._offered(subprotocol)))
-        extra = list(message.get("headers") or ())
-        for name, _ in extra:
-            if name.lower() in _OWN_FIELDS:
-                raise RuntimeError(f"The server sends {name.decode()!r} itself; use 'subprotocol' to choose one.")
-        head = response_head(101, service.default_headers, fields, extra)
+        agreed = negotiate_deflate(self._offers) if service.config.ws_per_message_deflate else None
+        extension = () if agreed is None else ((b"sec-websocket-extensions", agreed[1].encode()),)
+        own = ((b"sec-websocket-accept", self._accept_value), *extension)
+        head = accept_head(message, self.scope["subprotocols"], own, service.default_headers)
         self._log("[accepted]")
         self.state = OPEN
         self._websocket = WebSocket(service.config.ws_max_size, None if agreed is None else agreed[0])
@@ -308,11 +323,6 @@ class WebSocketConnection(Connection):
             self._parse(early)
         if not self._messages:
             self._go_on()
-
-    def _offered(self, subprotocol: str) -> bytes:
-        if subprotocol not in self.scope["subprotocols"] or not TOKEN.fullmatch(subprotocol):
-            raise RuntimeError(f"The client has not offered the subprotocol {subprotocol!r}.")
-        return subprotocol.encode()
 
     def _close_for_app(self, message: Message) -> None:
         code = message.get("code")
