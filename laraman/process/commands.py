@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from laraman.config import VERSION
 from laraman.errors import LaramanError
+from laraman.process import restart
 from laraman.process.exits import rss
 from laraman.process.supervisor import State, settled
 
@@ -132,7 +133,7 @@ class Commands:
         for waiting, other, _ in self._waiting:
             waiting.answer(other, ok=False, error="the server restarts")
         self._waiting.clear()
-        self._master.execute_anew()
+        restart.execute(self._master)
 
     def _scale(self, client: Client, request: Envelope) -> None:
         name, count = request.get("worker"), request.get("count")

@@ -9,25 +9,24 @@ import logging
 import os
 import selectors
 import signal
-import socket
 import sys
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laraman import events, log
 from laraman.errors import BootError, ConfigError, LaramanError
-from laraman.process import daemon, handover
+from laraman.process import daemon, handover, restart
 from laraman.process.children import Child, spawn
 from laraman.process.commands import STATS, Commands
 from laraman.process.control import Control, listen
 from laraman.process.exits import Exit, collect, oom_kills, thread_count, top_frame
-from laraman.process.signals import HANDLED, wakeup
+from laraman.process.signals import wakeup
 from laraman.process.state import StateDirectory, instance_name, open_state
 from laraman.process.supervisor import HUNG, Desired, Kill, Process, Spawn, State, Stop, Verdict, backoff, judge, reconcile, settled, silence
-from laraman.process.worker import import_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -49,7 +48,9 @@ PAUSE = 2.0
 class Master:
     """The server. ``argv`` is the command line, interpreter first, that a restart executes; ``notify`` hears how a daemon's start went.
 
-    ``revalidate()`` raises ConfigError when the configuration does not load any more; a restart is refused then.
+    ``revalidate()`` raises ConfigError when the configuration does not load any more; a restart is refused then. ``prepare()`` does what
+    has to be done before ServerStarting can be told; a restarted master calls it when it has taken the running workers over, so that its
+    ConfigError or BootError leaves them running.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Master:
         argv: Sequence[str] | None = None,
         notify: daemon.Notify | None = None,
         revalidate: Callable[[], object] = lambda: None,
+        prepare: Callable[[], object] = lambda: None,
     ) -> None:
         self.config = config
         self.name = ""
@@ -73,18 +75,20 @@ class Master:
         self.last_roll_error = ""
         self.deaths: deque[dict[str, Any]] = deque(maxlen=10)
         self.revalidate = revalidate
-        self._argv = [*(argv or [sys.executable, *sys.orig_argv[1:]])]
-        self._directory = Path.cwd()
+        self.inherited: dict[str, int] = {}
+        self._prepare = prepare
+        self.argv = [*(argv or [sys.executable, *sys.orig_argv[1:]])]
+        self.directory = Path.cwd()
         self._notify = notify
         self._first_boot = True
         self._asked_to_stop = False
         self._turn = time.monotonic()
         self._oom_kills = oom_kills()
-        self._selector = selectors.DefaultSelector()
+        self.selector = selectors.DefaultSelector()
         self._wake: tuple[int, int] = (-1, -1)
-        self._state: StateDirectory | None = None
-        self._control: Control | None = None
-        self._commands = Commands(self)
+        self.state: StateDirectory | None = None
+        self.control: Control | None = None
+        self.commands = Commands(self)
         for worker in workers:
             self.add(worker)
 
@@ -113,7 +117,7 @@ class Master:
     def run(self) -> int:
         """Start, serve until told to stop, and return the exit code: 0, 2 for a wrong configuration, 3 when it could not start."""
         with wakeup(self._interrupt) as self._wake:
-            self._selector.register(self._wake[0], selectors.EVENT_READ, self._on_wake)
+            self.selector.register(self._wake[0], selectors.EVENT_READ, self._on_wake)
             try:
                 self._boot(handover.take())
             except (ConfigError, BootError) as exc:
@@ -128,52 +132,54 @@ class Master:
 
     def _boot(self, table: handover.Table | None) -> None:
         if table:
-            self._adopt(table)
-        self._import_listeners()
-        events.emit(events.ServerStarting(server=self))
-        if (threads := thread_count()) > 1:
-            logger.warning("The master has %d threads: a fork copies only one, and what the others hold locked stays locked", threads)
-        self._open_binds(table["binds"] if table else {})
-        self._open_state(table)
+            restart.adopt(self, table)
+            self._first_boot = False
+        refused = ""
+        try:
+            if table:
+                self._prepare()
+            events.emit(events.ServerStarting(server=self))
+            self._open_binds()
+        except LaramanError as exc:
+            if not self.children:
+                raise
+            refused = str(exc)
         for name, worker in self.workers.items():
             self._want(name, worker)
+        if refused:
+            restart.refuse(self, refused)
+        self._open_state()
+        if (threads := thread_count()) > 1:
+            logger.warning("The master has %d threads: a fork copies only one, and what the others hold locked stays locked", threads)
         self.phase = "starting"
         self._say_hello()
 
-    def _import_listeners(self) -> None:
-        try:
-            import_listeners(self.config)
-        except LaramanError:
-            raise
-        except Exception as exc:
-            logger.error("A listener module raised while it was imported", exc_info=exc)
-            raise BootError(f"a listener module cannot be imported: {type(exc).__name__}: {exc}") from exc
-
-    def _open_binds(self, inherited: dict[str, int]) -> None:
+    def _open_binds(self) -> None:
         for bind in self.binds:
             bind.backlog = self.config.backlog
-            bind.open(inherited.pop(bind.key, None))
-        for descriptor in inherited.values():  # no longer wanted
-            os.close(descriptor)
+            bind.open(self.inherited.pop(bind.key, None))
+        self._close_inherited()  # what is no longer wanted
 
-    def _open_state(self, table: handover.Table | None) -> None:
+    def _close_inherited(self) -> None:
+        for descriptor in self.inherited.values():
+            os.close(descriptor)
+        self.inherited = {}
+
+    def _open_state(self) -> None:
         config = self.config
         http = next((bind.address for worker in self.workers.values() if worker.name == "http" for bind in worker.binds), None)
         self.name = instance_name(config.name, http.port if http else config.port, config.uds, config.fd)
-        if self._state is None:
-            self._state = open_state(config.state_dir, self.name)
+        if self.state is None:
+            self.state = open_state(config.state_dir, self.name)
         if self._notify is not None or daemon.output():
-            fallback = self._state.log_path if self._state else os.devnull
+            fallback = self.state.log_path if self.state else os.devnull
             daemon.output_to(os.path.abspath(config.log_file) if config.log_file else fallback)
-        if self._state is None:
+        if self.state is None or self.control is not None:
             return
         try:
-            descriptor = table.get("control", -1) if table else -1
-            listener = socket.socket(fileno=descriptor) if descriptor >= 0 else listen(self._state.control_path)
+            self.control = Control(self.selector, listen(self.state.control_path), self.commands.handle)
         except OSError as exc:
-            logger.warning("No control socket at %s: %s", self._state.control_path, exc.strerror)
-            return
-        self._control = Control(self._selector, listener, self._commands.handle)
+            logger.warning("No control socket at %s: %s", self.state.control_path, exc.strerror)
 
     def _want(self, name: str, worker: Worker) -> None:
         """Want the declared workers; those that a master before this one left are replaced, one generation on."""
@@ -213,7 +219,7 @@ class Master:
             if self.phase == "stopping" and not self.children:
                 return
             self._turn = time.monotonic()
-            for key, mask in self._selector.select(CALM_TICK if calm else TICK):
+            for key, mask in self.selector.select(CALM_TICK if calm else TICK):
                 key.data(mask)
 
     def _forgive_a_pause(self, now: float) -> None:
@@ -223,9 +229,9 @@ class Master:
 
     def _take_stock(self, now: float) -> bool:
         """Draw the conclusions of this turn; whether everything is as it should be."""
-        self._commands.tick(now)
-        if self._control is not None:
-            self._control.tick(now)
+        self.commands.tick(now)
+        if self.control is not None:
+            self.control.tick(now)
         calm = True
         for name, wanted in self.desired.items():
             if settled(name, wanted, self.processes):
@@ -258,6 +264,7 @@ class Master:
             # Before the workers hear of it: a copy here would keep taking connections that nobody accepts any more.
             for bind in self.binds:
                 bind.close()
+            self._close_inherited()
         for name, wanted in self.desired.items():
             wanted.count = 0
             wanted.rolling = False
@@ -287,7 +294,7 @@ class Master:
     def _obey(self, action: Action, now: float) -> None:
         match action:
             case Spawn(name, slot, generation):
-                self._spawn(self.workers[name], slot, generation, now)
+                self._spawn(name, slot, generation, now)
             case Stop(process, reason, timeout, deadline):
                 child = self.children[process.pid]
                 if reason == HUNG:
@@ -305,26 +312,19 @@ class Master:
         logger.error("Worker %s is hung (%s), replacing it", process, process.error)
         os.kill(process.pid, signal.SIGUSR2)  # faulthandler writes the stack into the black box, whatever the process is doing
 
-    def _spawn(self, worker: Worker, slot: int, generation: int, now: float) -> None:
+    def _spawn(self, name: str, slot: int, generation: int, now: float) -> None:
         try:
-            child = spawn(
-                worker,
-                slot,
-                generation,
-                config=self.config,
-                now=now,
-                selector=self._selector,
-                on_envelope=self._on_envelope,
-                leave=lambda: self._leave(worker),
-            )
-        except OSError as exc:
-            account = self.desired[worker.name].slots[slot]
+            worker = self.workers[name]
+            leave = partial(self._leave, worker)
+            child = spawn(worker, slot, generation, config=self.config, now=now, selector=self.selector, on_envelope=self.on_envelope, leave=leave)
+        except (OSError, KeyError) as exc:
+            account = self.desired[name].slots[slot]
             account.failures += 1
             account.not_before = now + max(0.1, backoff(account.failures))
-            account.last_exit = f"could not be forked: {exc.strerror}"
-            logger.error("Worker %s:%d %s", worker.name, slot, account.last_exit)
-            return
-        self.children[child.process.pid] = child
+            account.last_exit = f"could not be forked: {exc.strerror}" if isinstance(exc, OSError) else "is declared no more"
+            logger.error("Worker %s:%d %s", name, slot, account.last_exit)
+        else:
+            self.children[child.process.pid] = child
 
     def _leave(self, worker: Worker) -> None:
         """In a new child: close what is the master's or a sibling's. What stayed open would keep a channel or a port alive."""
@@ -333,17 +333,17 @@ class Master:
         for bind in self.binds:
             if bind not in worker.binds:
                 bind.close()
-        if self._control is not None:
-            self._control.forget()
-        if self._state is not None:
-            os.close(self._state.lock)
+        if self.control is not None:
+            self.control.forget()
+        if self.state is not None:
+            os.close(self.state.lock)
         if self._notify is not None:
             self._notify.close()
-        for descriptor in self._wake:
+        for descriptor in (*self._wake, *self.inherited.values()):
             os.close(descriptor)
-        self._selector.close()
+        self.selector.close()
 
-    def _on_envelope(self, child: Child, envelope: Envelope) -> None:
+    def on_envelope(self, child: Child, envelope: Envelope) -> None:
         """What a child says. It is our own code, but the application's code runs in the same process: nothing here trusts it."""
         process = child.process
         now = time.monotonic()
@@ -356,7 +356,7 @@ class Master:
             case "failed":
                 process.error = str(envelope.get("error", ""))
             case "connections":
-                self._commands.take_rows(process, envelope)
+                self.commands.take_rows(process, envelope)
 
     # Exits -----------------------------------------------------------------------------------------------------------------------
 
@@ -442,69 +442,19 @@ class Master:
                 wanted.count = max(1, wanted.count + (1 if number == signal.SIGTTIN else -1))
                 logger.info("Received %s, worker %s now runs %d times.", signal.Signals(number).name, name, wanted.count)
 
-    # Restart ---------------------------------------------------------------------------------------------------------------------
-
-    def execute_anew(self) -> None:
-        """Replace this image of the master by a new one, which takes over the workers, the listening sockets, the lock and the control
-        socket. Returns only when that failed; then everything is as before.
-        """
-        self.last_roll_error = ""
-        binds = {bind.key: bind.socket.fileno() for bind in self.binds if bind.socket is not None}
-        children = [child.to_row() for child in self.children.values()]
-        control = self._control.listener.fileno() if self._control is not None else -1
-        table = {
-            "children": children,
-            "binds": binds,
-            "control": control,
-            "state": [str(self._state.path), self._state.lock] if self._state is not None else None,
-            "output": daemon.output(),
-            "started": self.started,
-            "restarts": self.restarts + 1,
-            "deaths": list(self.deaths),
-            "slots": [[name, slot, a.restarts, a.last_exit] for name, w in self.desired.items() for slot, a in w.slots.items()],
-        }
-        kept = [*binds.values(), control, self._state.lock if self._state else -1]
-        kept += [descriptor for row in children for descriptor in (row["channel"], row["black_box"])]
-        logger.info("Restarting parent process [%d]", os.getpid())
-        try:
-            os.chdir(self._directory)
-            handover.execute(table, [descriptor for descriptor in kept if descriptor >= 0], self._argv, HANDLED)
-        except OSError as exc:
-            self.last_roll_error = f"cannot execute {self._argv[0]}: {exc.strerror}"
-            logger.error("Restart failed: %s", self.last_roll_error)
-
-    def _adopt(self, table: handover.Table) -> None:
-        """Take over what the image before this one left."""
-        self._first_boot = False
-        self.started = table["started"]
-        self.restarts = table["restarts"]
-        self.deaths.extend(table["deaths"])
-        if table["state"] is not None:
-            self._state = StateDirectory(Path(table["state"][0]), table["state"][1])
-        if table["output"]:
-            daemon.output_to(table["output"])
-        for row in table["children"]:
-            child = Child.from_row(row, self._selector, self._on_envelope)
-            self.children[child.process.pid] = child
-            self.desired.setdefault(child.process.worker, Desired(0, stop_timeout=self.config.timeout_graceful_shutdown))
-        for name, slot, restarts, last_exit in table["slots"]:
-            if name in self.desired:
-                self.desired[name].slots[slot].restarts = restarts
-                self.desired[name].slots[slot].last_exit = last_exit
-
     def _close(self) -> None:
         for child in list(self.children.values()):  # only when an error of our own brought us here; their channels' end stops them
             child.close()
         for bind in self.binds:
             bind.close()
             bind.unlink()
-        if self._control is not None:
-            self._control.close()
-        if self._state is not None:
-            self._state.close()
+        if self.control is not None:
+            self.control.close()
+        if self.state is not None:
+            self.state.close()
         if self._notify is not None:
             self._notify.close()
-        self._selector.close()
+        self.selector.close()
         if not self._first_boot or not self.exit_code:
             logger.info("Stopping parent process [%d]", os.getpid())
 

@@ -131,7 +131,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         directory = (tmp_path / str(len(started))).resolve()
         directory.mkdir()
         (directory / "behaviour").write_text(behaviour)
-        spec: dict[str, Any] = {name: rest.pop(name) for name in ("listeners", "max_failures") if name in rest}
+        spec: dict[str, Any] = {name: rest.pop(name) for name in ("listeners", "max_failures", "argv") if name in rest}
         spec["config"] = {"state_dir": str(directory / "state"), **rest}
         spec["workers"] = list(workers) or [{"name": "http", "address": "http://127.0.0.1:0", "count": 2}]
         served = Served(directory, spec)

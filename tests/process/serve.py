@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from laraman import events, log
 from laraman.config import Config
-from laraman.errors import ConfigError
+from laraman.errors import BootError, ConfigError
 from laraman.net.bind import Bind
 from laraman.process import supervisor
 from laraman.process.daemon import daemonize
@@ -127,6 +127,8 @@ def listen(kind: str) -> None:
         events.on(events.ServerStarting, lambda event: event.server.add(StandIn("added")))
     if kind == "refuse":
         events.on(events.ServerStarting, refuse)
+    if kind == "refuse later":
+        events.on(events.ServerStarting, refuse_later)
     if kind == "slow":
         events.on(events.ServerStarting, slow)
     if kind == "thread":
@@ -135,6 +137,11 @@ def listen(kind: str) -> None:
         own = []
         events.on(events.ServerStarting, lambda event: own.append(subprocess.Popen(["sh", "-c", "exit 7"])))
         events.on(events.ServerStopping, lambda event: Path("subprocess").write_text(str(own[0].wait())))
+
+
+def refuse_later(event: events.ServerStarting) -> None:
+    if behaviour() == "refuse":
+        refuse(event)
 
 
 def slow(event: events.ServerStarting) -> None:
@@ -151,6 +158,11 @@ def revalidate() -> None:
         raise ConfigError("the configuration is broken")
 
 
+def prepare() -> None:
+    if behaviour() == "unprepared":
+        raise BootError("the preparation fails")
+
+
 def main() -> int:
     spec = json.loads(sys.argv[1])
     defaults = {"port": 0, "timeout_worker_healthcheck": 5.0, "timeout_worker_boot": 10.0, "timeout_graceful_shutdown": 3.0}
@@ -162,7 +174,7 @@ def main() -> int:
     make: dict[str, Any] = {"stand-in": StandIn, "real": Worker}
     workers = [make[row.pop("kind", "stand-in")](**row) for row in spec["workers"]]
     notify = daemonize(10) if config.daemon else None
-    return Master(config, workers, notify=notify, revalidate=revalidate).run()
+    return Master(config, workers, argv=spec.get("argv"), notify=notify, revalidate=revalidate, prepare=prepare).run()
 
 
 if __name__ == "__main__":

@@ -409,6 +409,34 @@ def test_a_restart_whose_workers_cannot_boot_keeps_the_old_ones(serve: Callable[
     assert not served.pids() & before
 
 
+@pytest.mark.parametrize(("behaviour", "why"), [("refuse", "the listener says no"), ("unprepared", "the preparation fails")])
+def test_a_restart_that_cannot_start_keeps_everything_running(serve: Callable[..., Served], behaviour: str, why: str) -> None:
+    served = serve({"name": "http", "address": "http://127.0.0.1:0", "count": 2}, REAL_ECHO, listeners=["refuse later"])
+    ports = served.port(0), served.port(1)
+    before = served.pids()
+    served.behave(behaviour)
+    for _ in range(2):
+        assert served.restart() == {"op": "restart", "ok": False, "error": why}
+        assert served.pids() == before
+        assert ask(ports[1], "hello").endswith("hello")
+    served.behave("good")
+    os.kill(served.processes()[1]["pid"], signal.SIGKILL)
+    row_where(served, lambda row: row["last_exit"] and row["state"] == "ready")
+    assert served.restart()["ok"]
+    assert (served.port(0), served.port(1)) == ports
+    assert len(served.pids()) == 2
+    assert not before & served.pids()
+    assert ask(ports[1], "hello").endswith("hello")
+
+
+def test_an_interpreter_that_is_gone_is_reported(serve: Callable[..., Served]) -> None:
+    served = serve(argv=["/nowhere/python"])
+    before = served.pids()
+    assert served.restart()["error"] == "cannot execute /nowhere/python: No such file or directory"
+    assert served.pids() == before
+    assert served.request("reload")["ok"]
+
+
 # Descriptors, zombies, orphans ----------------------------------------------------------------------------------------------------
 
 

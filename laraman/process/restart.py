@@ -1,0 +1,87 @@
+"""Restart: the master executes itself anew and takes over what its former image left, so that nothing that is open is ever closed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from laraman.process import daemon, handover
+from laraman.process.children import Child
+from laraman.process.control import Control
+from laraman.process.signals import HANDLED
+from laraman.process.state import StateDirectory
+from laraman.process.supervisor import Desired
+
+if TYPE_CHECKING:
+    from laraman.process.master import Master
+
+logger = logging.getLogger("uvicorn.error")
+
+
+def execute(master: Master) -> None:
+    """Replace this image of the master by a new one. Returns only when that failed; then everything is as before."""
+    master.last_roll_error = ""
+    state, control = master.state, master.control
+    binds = {**master.inherited, **{bind.key: bind.socket.fileno() for bind in master.binds if bind.socket is not None}}
+    children = [child.to_row() for child in master.children.values()]
+    table: handover.Table = {
+        "children": children,
+        "binds": binds,
+        "control": control.listener.fileno() if control is not None else -1,
+        "state": [str(state.path), state.lock] if state is not None else ["", -1],
+        "output": daemon.output(),
+        "started": master.started,
+        "restarts": master.restarts + 1,
+        "deaths": list(master.deaths),
+        "slots": [[name, slot, a.restarts, a.last_exit] for name, wanted in master.desired.items() for slot, a in wanted.slots.items()],
+    }
+    kept = [*binds.values(), table["control"], table["state"][1]]
+    kept += [descriptor for row in children for descriptor in (row["channel"], row["black_box"])]
+    logger.info("Restarting parent process [%d]", os.getpid())
+    try:
+        os.chdir(master.directory)
+        handover.execute(table, [descriptor for descriptor in kept if descriptor >= 0], master.argv, HANDLED)
+    except OSError as exc:
+        master.last_roll_error = f"cannot execute {master.argv[0]}: {exc.strerror}"
+        logger.error("Restart failed: %s", master.last_roll_error)
+
+
+def adopt(master: Master, table: handover.Table) -> None:
+    """Make a new master the owner of what the former image left. Workers that it does not declare will be stopped."""
+    master.started = table["started"]
+    master.restarts = table["restarts"]
+    master.deaths.extend(table["deaths"])
+    master.inherited = table["binds"]
+    path, lock = table["state"]
+    if lock >= 0:
+        master.state = StateDirectory(Path(path), lock)
+    if table["control"] >= 0:
+        master.control = Control(master.selector, socket.socket(fileno=table["control"]), master.commands.handle)
+    if table["output"]:
+        daemon.output_to(table["output"])
+    for row in table["children"]:
+        child = Child.from_row(row, master.selector, master.on_envelope)
+        child.process.last_beat = time.monotonic()  # nobody listened meanwhile
+        master.children[child.process.pid] = child
+        master.desired.setdefault(child.process.worker, Desired(0, stop_timeout=master.config.timeout_graceful_shutdown))
+    for name, slot, restarts, last_exit in table["slots"]:
+        if name in master.desired:
+            master.desired[name].slots[slot].restarts = restarts
+            master.desired[name].slots[slot].last_exit = last_exit
+
+
+def refuse(master: Master, reason: str) -> None:
+    """The new image cannot start as it is configured: want just what runs already, and keep its sockets for the next try."""
+    logger.error("The restart failed, the old workers stay: %s", reason)
+    master.last_roll_error = reason
+    for bind in master.binds:
+        if bind.key in master.inherited:
+            bind.open(master.inherited.pop(bind.key))
+    for name, wanted in master.desired.items():
+        running = [process for process in master.processes if process.worker == name and process.live]
+        wanted.count = max((process.slot + 1 for process in running), default=0)
+        wanted.fall_back(running)
