@@ -31,6 +31,7 @@ from laraman.errors import BootError, Busy, ConfigError, ConnectionClosed, Conne
 from laraman.events import WorkerStarted, WorkerStarting, WorkerStopping, aemit
 from laraman.net.connection import Connection
 from laraman.net.link import current_worker
+from laraman.process.daemon import reopen_output
 from laraman.process.worker import import_listeners
 from laraman.protocols import protocol_named
 from laraman.protocols.ipc import Ipc
@@ -187,7 +188,8 @@ class Run:
         code = await self._boot_or_stop()
         if code == 0:
             await self._asked.wait()
-        self.ask_stop("failed", self.grace())
+        else:
+            self.ask_stop("failed", self.grace())
         await self._stop(tasks)
         beats.cancel()
         logger.info("Finished server process [%d]", os.getpid())
@@ -292,6 +294,7 @@ class Run:
                 self._say({"op": "connections", "id": envelope.get("id"), "rows": self._rows()})
             case "reopen":
                 log.reopen()
+                reopen_output()
 
     def on_close(self, connection: Connection) -> None:
         """The channel's end is the master's, unless the master has let go of a process that is stopping anyway."""
