@@ -75,14 +75,19 @@ def start(arguments: list[str]) -> int:
     config = _configured(arguments)
     from laraman import log
     from laraman.asgi import http_worker
+    from laraman.process import handover
     from laraman.process.daemon import daemonize
     from laraman.process.master import Master
+
+    def prepare() -> None:
+        _import_listeners(config)
 
     notify = daemonize(config.timeout_worker_boot + DAEMON_MARGIN) if config.daemon else None
     try:
         log.configure(config)
-        _import_listeners(config)
-        master = Master(config, [http_worker(config)], notify=notify, revalidate=lambda: _configured(arguments))
+        if not handover.pending():  # a restarted master does it when the workers are in its hands, so that an error leaves them running
+            prepare()
+        master = Master(config, [http_worker(config)], notify=notify, revalidate=lambda: _configured(arguments), prepare=prepare)
     except LaramanError as exc:
         if notify is None:
             raise
