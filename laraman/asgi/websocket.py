@@ -417,7 +417,7 @@ class WebSocketConnection(Connection):
                 logger.error("ASGI callable should return None, but returned '%s'.", result)
             self._finish(1000)
         finally:
-            self.service.ended(self)  # type: ignore[arg-type]
+            self.service.ended(self)
 
     def _finish(self, code: int) -> None:
         if self.state is OPEN:

@@ -460,17 +460,21 @@ async def test_reading_pauses_while_the_application_does_not_receive() -> None:
         client.close()
 
 
-async def test_sending_waits_for_a_client_that_does_not_read() -> None:
+@pytest.mark.parametrize("waiting", [1, 2])
+async def test_sending_waits_for_a_client_that_does_not_read(waiting: int) -> None:
     sent = []
 
     async def app(scope: Any, receive: Receive, send: Send) -> None:
+        await receive()
         await send({"type": "websocket.accept"})
+        await receive()
         for _ in range(100):
             await send({"type": "websocket.send", "bytes": bytes(1_000_000)})
             sent.append(1)
 
     async with serve(app) as server:
-        client = await open_raw(server)
+        # A second message that waits is a reason to hold frames back for one write, and not to hold them all.
+        client = await open_raw(server, early=frame(0x81, b"x") * waiting)
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         (connection,) = server.worker.connections
         await until(lambda: connection.writing_paused)
@@ -798,9 +802,8 @@ async def test_an_application_that_is_slow_to_receive_is_no_dead_client() -> Non
 def bomb() -> bytes:
     """One GiB of zeros in a frame of one MiB."""
     compressor = zlib.compressobj(9, wbits=-12)
-    block = bytes(1 << 20)
-    data = b"".join(compressor.compress(block) for _ in range(1024)) + compressor.flush(zlib.Z_SYNC_FLUSH)
-    return frame(0xC2, data[:-4])
+    first, again = (compressor.compress(bytes(1 << 20)) + compressor.flush(zlib.Z_SYNC_FLUSH) for _ in range(2))
+    return frame(0xC2, (first + again * 1023)[:-4])
 
 
 @contextlib.asynccontextmanager
