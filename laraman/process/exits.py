@@ -12,6 +12,8 @@ from pathlib import Path
 MAX_STACK = 64 * 1024
 
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
+#: The outermost frames of every child: what the master was doing when it forked.
+_MASTERS_FRAMES = re.compile(r'^  File ".+children\.py", line \d+ in _live\n(?:  File .+\n?)*', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,12 @@ def oom_kills(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/
 
 
 def read_black_box(descriptor: int) -> str:
-    """The stack that faulthandler wrote into a child's black box; empty when it wrote none."""
+    """The stack that faulthandler wrote into a child's black box, down to where the child began; empty when it wrote none."""
     try:
-        return os.pread(descriptor, MAX_STACK, 0).decode(errors="replace").strip()
+        text = os.pread(descriptor, MAX_STACK, 0).decode(errors="replace")
     except OSError:
         return ""
+    return _MASTERS_FRAMES.sub("", text).strip()
 
 
 def top_frame(stack: str) -> str:

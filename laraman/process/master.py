@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from setproctitle import setproctitle
+
 from laraman import events, log
-from laraman.errors import BootError, ConfigError, LaramanError
+from laraman.errors import ConfigError, LaramanError
 from laraman.process import daemon, handover, restart
 from laraman.process.children import Child, spawn
 from laraman.process.commands import STATS, Commands
@@ -119,16 +121,19 @@ class Master:
         with wakeup(self._interrupt) as self._wake:
             self.selector.register(self._wake[0], selectors.EVENT_READ, self._on_wake)
             try:
-                self._boot(handover.take())
-            except (ConfigError, BootError) as exc:
-                self._fail(exc.exit_code, str(exc))
-            except SystemExit as exc:  # a listener's, or ours for a signal that came while one was running
-                self._fail(exc.code if isinstance(exc.code, int) else 1, "ended while starting")
-            try:
+                self._boot_or_fail()
                 self._loop()
             finally:
                 self._close()
         return self.exit_code
+
+    def _boot_or_fail(self) -> None:
+        try:
+            self._boot(handover.take())
+        except LaramanError as exc:
+            self._fail(exc.exit_code, str(exc))
+        except SystemExit as exc:  # a listener's, or ours for a signal that came while one was running
+            self._fail(exc.code if isinstance(exc.code, int) else 1, "ended while starting")
 
     def _boot(self, table: handover.Table | None) -> None:
         if table:
@@ -152,6 +157,7 @@ class Master:
         if (threads := thread_count()) > 1:
             logger.warning("The master has %d threads: a fork copies only one, and what the others hold locked stays locked", threads)
         self.phase = "starting"
+        setproctitle(f"laraman: master {self.name}")
         self._say_hello()
 
     def _open_binds(self) -> None:
