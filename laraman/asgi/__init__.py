@@ -20,7 +20,7 @@ def http_worker(config: Config) -> Worker:
 
 def _address(config: Config) -> str:
     if config.fd is not None:
-        return f"http://fd:{config.fd}"
+        return f"http+fd://{config.fd}"
     if config.uds:
         return f"http+unix://{config.uds}"
     return f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"

@@ -20,14 +20,15 @@ class Address:
 
     def __str__(self) -> str:
         if self.fd is not None:
-            return f"{self.scheme}://fd:{self.fd}"
+            return f"{self.scheme}+fd://{self.fd}"
         if self.path:
             return f"{self.scheme}+unix://{self.path}"
         return f"{self.scheme}://[{self.host}]:{self.port}" if ":" in self.host else f"{self.scheme}://{self.host}:{self.port}"
 
 
 def parse_address(text: str, scheme: str = "tcp") -> Address:
-    """Parse ``frame://127.0.0.1:9100``, ``text://[::1]:9101``, ``frame+unix:///run/x.sock``, ``unix:/run/x.sock``, ``fd:3`` or ``host:port``.
+    """Parse ``frame://127.0.0.1:9100``, ``text://[::1]:9101``, ``frame+unix:///run/x.sock``, ``http+fd://3``, ``unix:/run/x.sock``,
+    ``fd:3`` or ``host:port``.
 
     ``scheme`` is what an address without one means. Raises ConfigError with the reason.
     """
@@ -40,6 +41,8 @@ def parse_address(text: str, scheme: str = "tcp") -> Address:
     named = named.lower()
     if named.endswith("+unix"):
         return _unix(text, named.removesuffix("+unix"), rest)
+    if named.endswith("+fd"):
+        return _descriptor(text, named.removesuffix("+fd"), rest)
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname, parts.port
