@@ -48,18 +48,33 @@ def parse_address(text: str, scheme: str = "tcp") -> Address:
         host, port = parts.hostname, parts.port
     except ValueError as exc:
         raise ConfigError(f"address {text!r}: {exc}") from None
-    if not host or port is None or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+    # urlsplit drops line ends and tabs silently, and takes anything for a host.
+    if (
+        not _is_word(named)
+        or not _is_word(rest)
+        or not host
+        or port is None
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.fragment
+        or parts.username is not None
+    ):
         raise ConfigError(f"address {text!r} is not of the form scheme://host:port")
     return Address(named, host, port)
 
 
 def _unix(text: str, scheme: str, path: str) -> Address:
-    if not path:
+    if not path or "\0" in path or not _is_word(scheme):
         raise ConfigError(f"address {text!r} names no path")
     return Address(scheme, path=path)
 
 
 def _descriptor(text: str, scheme: str, number: str) -> Address:
-    if not number.isdecimal():
+    if not (number.isascii() and number.isdecimal()) or len(number) > 9 or not _is_word(scheme):
         raise ConfigError(f"address {text!r} names no file descriptor")
     return Address(scheme, fd=int(number))
+
+
+def _is_word(text: str) -> bool:
+    """Something without blanks and control characters."""
+    return bool(text) and text.isprintable() and " " not in text

@@ -414,7 +414,8 @@ class Connection(asyncio.Protocol):
         """The deadline of the stop has come: cancel what is being handled and abort."""
         self.abort()
         if self.running is not None:
-            self.running.cancel()
+            # Not at once: a task that is cancelled before its first step runs none of its code, and so none of what ends a handler's turn.
+            asyncio.get_running_loop().call_soon(self.running.cancel)
 
     # What people see -------------------------------------------------------------------------------------------------------------
 

@@ -464,13 +464,13 @@ class _Session:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._previous = link._previous
         self.greeted = asyncio.Event()
 
     async def on_connect(self, connection: Connection) -> None:
         await self.greeted.wait()
-        previous = self._link._previous
-        if previous is not None:
-            await asyncio.wait({previous})
+        if self._previous is not None:
+            await asyncio.wait({self._previous})
 
     def on_message(self, connection: Connection, message: Any) -> Awaitable[None] | None:
         link = self._link
