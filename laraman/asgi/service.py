@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
+import random
 import time
 from email.utils import formatdate
 from http import HTTPStatus
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from laraman.process.worker import Worker
 
 access_logger = logging.getLogger("uvicorn.access")
+error_logger = logging.getLogger("uvicorn.error")
 
 #: Seconds between two looks at the connections' deadlines while draining.
 DRAIN_TICK = 0.05
@@ -68,7 +71,10 @@ class Http:
         self.head_limit = config.limit_request_head
         self.keep_alive = config.timeout_keep_alive
         self.limited = config.limit_concurrency is not None
-        self.body_limit: float = config.limit_request_body or float("inf")
+        self.body_limit: float = config.limit_request_body or math.inf
+        self._last_request: float = math.inf
+        if config.limit_max_requests is not None:
+            self._last_request = config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)
         self.access_log = log.access_enabled()
         self.server_address: tuple[str, int | None] | None = (config.uds, None) if config.uds else None
         self._root_path = config.root_path
@@ -86,7 +92,7 @@ class Http:
     async def on_drain(self, worker: Worker, deadline: float | None) -> None:
         """Let what is running finish: first by itself, then with a disconnect for streams, then by cancellation, always before ``deadline``."""
         start = self.loop.time()
-        soft = hard = float("inf")
+        soft = hard = math.inf
         if deadline is not None:
             soft, hard = (start + part * (deadline - start) for part in (SOFT, HARD))
         self.draining = True
@@ -98,7 +104,7 @@ class Http:
             now = self.loop.time()
             self._look_at_deadlines(now)
             if now >= soft:
-                soft = float("inf")
+                soft = math.inf
                 for exchange in self.running:
                     exchange.disconnect()
             if now >= hard:
@@ -108,7 +114,7 @@ class Http:
 
     async def _cancel_rest(self, worker: Worker) -> None:
         if self.running:
-            logging.getLogger("uvicorn.error").error("Cancel %d running task(s), timeout graceful shutdown exceeded", len(self.running))
+            error_logger.error("Cancel %d running task(s), timeout graceful shutdown exceeded", len(self.running))
         for exchange in list(self.running):
             exchange.cancel()
         for connection in list(worker.connections):
@@ -133,6 +139,10 @@ class Http:
     def _tick(self) -> None:
         self._refresh_default_headers()
         self._look_at_deadlines(self.loop.time())
+        if self.worker.requests >= self._last_request:
+            error_logger.info("Maximum request limit of %d exceeded. Terminating process.", self._last_request)
+            self._last_request = math.inf  # said once
+            self.worker.retire()
         self._ticking = self.loop.call_later(self._interval, self._tick)
 
     def _look_at_deadlines(self, now: float) -> None:
