@@ -127,7 +127,7 @@ class Config:
     use_colors: bool | None = _option(None, "Colour the log; by default when it goes to a terminal.")
 
     limit_concurrency: int | None = _option(None, "Connections or running requests per worker from which on 503 is answered.", low=1)
-    limit_max_requests: int | None = _option(None, "Requests after which a worker is replaced.", low=1)
+    limit_max_requests: int | None = _option(None, "Requests after which a worker is replaced; its successor is ready first.", low=1)
     limit_max_requests_jitter: int = _option(0, "A random number up to this is added to limit_max_requests, for each worker anew.", low=0)
     limit_request_line: int = _option(8190, "Longest request line.", low=64)
     limit_request_head: int = _option(64 * 1024, "Largest request head: request line and header fields.", low=256)

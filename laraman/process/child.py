@@ -1,7 +1,7 @@
 """The life of a Worker inside its child process.
 
     BOOTING     listener modules, handler, on_load -> WorkerStarting -> on_start -> accepting -> "ready" -> WorkerStarted
-    SERVING     until it is told to stop: by the master, by SIGTERM, by ``worker.stop()``, by the end of the channel
+    SERVING     until it is told to stop: by the master, by SIGTERM, by the end of the channel
     DRAINING    WorkerStopping -> nothing more is accepted -> on_drain -> tasks and links end -> on_stop
     STOPPED     exit
 
@@ -306,6 +306,9 @@ class Run:
         if self._channel is not None:
             with contextlib.suppress(Busy, ConnectionClosed, ConnectionLost):
                 self._channel.send_nowait(envelope)
+
+    def retire(self) -> None:
+        self._say({"op": "retire"})
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = [link.row() for link in self._worker.links]

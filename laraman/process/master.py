@@ -359,6 +359,8 @@ class Master:
             case "beat":
                 process.last_beat = now
                 process.stats = {name: value for name in STATS if isinstance(value := envelope.get(name), int)}
+            case "retire":
+                process.retiring = True
             case "failed":
                 process.error = str(envelope.get("error", ""))
             case "connections":

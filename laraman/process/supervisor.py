@@ -12,10 +12,11 @@ The master's view of one process is a `Process`. Its states, and what moves it f
 The rules of a plan:
 
 1. At most one action per process and at most one Spawn per slot; nothing is ever done to a process that is KILLED or EXITED.
-2. A slot is *served* by its newest READY process. A process is *current* when its generation is at least the wanted one.
+2. A slot is *served* by its newest READY process. A process is *current* when its generation is at least the wanted one and it
+   has not asked for a successor (``retiring``: it has served its number of requests).
 3. A slot that nobody serves or is about to serve gets a process at once, unless it backs off (`Slot.not_before`), or a hung process
    in it is not dead yet.
-4. A slot that is served by an old generation gets a successor, as long as the worker has at most `surge` processes too many.
+4. A slot whose process is not current gets a successor, as long as the worker has at most `surge` processes too many.
    The predecessor is told to stop when the successor is READY, never before.
 5. Whatever else lives in a slot, and every slot beyond the count, is told to stop.
 6. A process that does not boot in time, or does not beat, is hung: it gets a second to write its stack, then it is killed.
@@ -79,7 +80,8 @@ class Process:
     """The record of one child process: who it is, in which state, and what it last said of itself.
 
     ``deadline`` is when a STOPPING process is killed, None for never. ``stop_reason`` is empty as long as it was not told to stop.
-    ``lost`` is when its channel ended. ``error`` is what it said of its failure, ``ending`` what ended it, in words.
+    ``retiring`` is set when it asked for a successor. ``lost`` is when its channel ended. ``error`` is what it said of its failure,
+    ``ending`` what ended it, in words.
     """
 
     worker: str
@@ -93,6 +95,7 @@ class Process:
     lost: float | None = None
     deadline: float | None = None
     stop_reason: str = ""
+    retiring: bool = False
     error: str = ""
     ending: str = ""
     stats: dict[str, int] = field(default_factory=dict)
@@ -231,6 +234,11 @@ def _worker_plan(name: str, wanted: Desired, group: list[Process], now: float) -
     return plan
 
 
+def current(wanted: Desired, process: Process) -> bool:
+    """Rule 2."""
+    return process.generation >= wanted.generation and not process.retiring
+
+
 def _counts(process: Process) -> bool:
     # One that may drain for ever must not hold up the others' succession.
     return process.live or (process.state is State.STOPPING and process.deadline is not None)
@@ -238,17 +246,17 @@ def _counts(process: Process) -> bool:
 
 def _kept(wanted: Desired, members: list[Process]) -> list[Process]:
     """Those of a slot that stay: the one that serves it and the one that is to succeed it."""
-    live = sorted((process for process in members if process.live), key=lambda process: process.generation, reverse=True)
+    live = sorted((process for process in members if process.live), key=lambda process: (not process.retiring, process.generation), reverse=True)
     serving = next((process for process in live if process.state is State.READY), None)
-    if serving is not None and serving.generation >= wanted.generation:
+    if serving is not None and current(wanted, serving):
         return [serving]
-    successor = next((process for process in live if process.state is State.STARTING and process.generation >= wanted.generation), None)
-    incumbent = serving or next((process for process in live if process is not successor and process.generation < wanted.generation), None)
+    successor = next((process for process in live if process.state is State.STARTING and current(wanted, process)), None)
+    incumbent = serving or next((process for process in live if process is not successor and not current(wanted, process)), None)
     return [process for process in (incumbent, successor) if process is not None]
 
 
 def _wants_spawn(wanted: Desired, slot: int, members: list[Process], keep: list[Process], room: int, now: float) -> bool:
-    if any(process.hung for process in members) or any(process.generation >= wanted.generation for process in keep):
+    if any(process.hung for process in members) or any(current(wanted, process) for process in keep):
         return False
     if keep:
         return room > 0
@@ -295,7 +303,7 @@ def settled(name: str, wanted: Desired, processes: Iterable[Process]) -> bool:
             continue
         if process.state is State.STOPPING and process.deadline is None:
             continue
-        if process.state is not State.READY or process.generation < wanted.generation:
+        if process.state is not State.READY or not current(wanted, process):
             return False
         slots.append(process.slot)
     return sorted(slots) == list(range(wanted.count))

@@ -121,10 +121,10 @@ class Worker:
         if self._run is not None:
             self._run.on_sigterm()
 
-    def stop(self, reason: str = "recycle") -> None:
-        """Ask this process to end as if the master had said so; the master starts another in its place. Call it in the loop's thread."""
+    def retire(self) -> None:
+        """Ask the master for a successor. This process serves until that is ready, and is then told to stop. Call it in the loop's thread."""
         if self._run is not None:
-            self._run.ask_stop(reason, self._run.grace())
+            self._run.retire()
 
 
 # Listener modules -----------------------------------------------------------------------------------------------------------------

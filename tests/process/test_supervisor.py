@@ -70,13 +70,20 @@ class World(RuleBasedStateMachine):
                     self.killed.add(process.pid)
                 case Stop(process, "reload", _, _) if process.state is State.READY:
                     assert any(
-                        other.worker == process.worker and other.slot == process.slot and other.generation > process.generation
+                        other.worker == process.worker
+                        and other.slot == process.slot
+                        and (other.generation > process.generation or (process.retiring and not other.retiring))
                         for other in self.alive(State.READY)
                     ), "stopped before a successor was READY"
 
     @rule()
     def obey(self) -> None:
         self.turn()
+
+    @rule(data=st.data())
+    def retire(self, data: st.DataObject) -> None:
+        if ready := self.alive(State.READY):
+            data.draw(st.sampled_from(ready)).retiring = True
 
     @rule(seconds=st.floats(0, 20))
     def time_passes(self, seconds: float) -> None:
@@ -123,8 +130,9 @@ class World(RuleBasedStateMachine):
         for worker, wanted in self.desired.items():
             assert all(isinstance(action, Spawn | Stop | Kill) for action in reconcile(self.desired, self.processes, self.now))
             for slot in range(wanted.count):
-                live = [process for process in self.alive(*supervisor.LIVE) if (process.worker, process.slot) == (worker, slot)]
-                assert len({process.generation for process in live}) == len(live), "two of one generation in a slot"
+                members = [process for process in self.alive(*supervisor.LIVE) if (process.worker, process.slot) == (worker, slot)]
+                generations = [process.generation for process in members if not process.retiring]
+                assert len(set(generations)) == len(generations), "two of one generation in a slot"
 
     @rule(stopping=st.booleans())
     def converges(self, stopping: bool) -> None:
@@ -299,3 +307,16 @@ def test_a_generation_that_cannot_boot_is_given_up_and_its_number_not_used_again
     assert plan(wanted, *old, rolled, surplus) == [Stop(surplus, "reload", 8.0, NOW + 10)]
     wanted.roll("reload")
     assert wanted.generation == 3
+
+
+def test_a_process_that_retires_is_succeeded_within_its_generation() -> None:
+    wanted = Desired(1)
+    old = process(retiring=True)
+    assert plan(wanted, old) == [Spawn("http", 0, 1)]
+    new = process(state=State.STARTING)
+    assert plan(wanted, old, new) == []
+    new.ready(NOW)
+    (stop,) = plan(wanted, old, new)
+    assert isinstance(stop, Stop)
+    assert stop.process is old
+    assert not settled("http", wanted, [old, new])
