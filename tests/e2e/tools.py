@@ -95,6 +95,11 @@ def wait_mark(server: Server, word: str) -> int:
     return wait_until(lambda: next((pid for pid, found in marks(server) if found == word), 0), what=f"{word!r} in marks.txt")
 
 
+def wait_word(server: Server, pid: int, word: str, count: int) -> None:
+    """Wait until this process has written the word down so many times."""
+    wait_until(lambda: words(server, pid).count(word) >= count, what=f"{word!r} from {pid}, {count} times")
+
+
 def children(pid: int) -> dict[int, str]:
     """State letter of every child of ``pid``, zombies included."""
     found = {}
