@@ -267,6 +267,8 @@ class WebSocket:
         if len(data) < start:
             return position
         opcode = first & 0x0F
+        if opcode < 8 and (opcode == 0) != (self._message is not None):  # wsproto would inflate it before it says so
+            return self._fail(CloseReason.PROTOCOL_ERROR, "a message inside another, or the continuation of none", messages)
         if opcode in (_TEXT, _BINARY):
             self._compressed = bool(first & _COMPRESSED)
         if opcode < 8 and not self._compressed and length > self._max_size - len(self._message or b""):

@@ -70,11 +70,28 @@ def sent(data: bytes) -> list[tuple[int, bytes]]:
 # Against wsproto ----------------------------------------------------------------------------------------------------------------------
 
 
+class RepairedDeflate(PerMessageDeflate):
+    """wsproto's own takes the end of a ping inside a compressed message for the end of the message, and is deaf after a final block."""
+
+    def frame_inbound_header(self, proto: Any, opcode: Opcode, rsv: Any, payload_length: int) -> Any:
+        before = self._inbound_compressed
+        result = super().frame_inbound_header(proto, opcode, rsv, payload_length)
+        if opcode.iscontrol():
+            self._inbound_compressed = before
+        return result
+
+    def frame_inbound_complete(self, proto: Any, fin: bool) -> bytes | CloseReason | None:
+        result = super().frame_inbound_complete(proto, fin) if self._inbound_is_compressible else None
+        if result is not None and self._decompressor is not None and self._decompressor.eof:
+            self._decompressor = None
+        return result
+
+
 class Reference:
     """The same done by wsproto alone, as its own connection layer does it."""
 
     def __init__(self, deflate: bool) -> None:
-        extension = PerMessageDeflate()
+        extension = RepairedDeflate()
         extension.finalize("permessage-deflate; client_max_window_bits=12; server_max_window_bits=12")
         self.frames = FrameProtocol(False, [extension] if deflate else [])
         self.messages: list[Message] = []
@@ -153,8 +170,10 @@ def test_it_does_what_wsproto_does(stream: tuple[bytes, bool, list[int]]) -> Non
     websocket = WebSocket(LIMIT, Deflate(12, 12) if deflate else None)
     messages = receive(websocket, data, *cuts)
     if messages and isinstance(messages[-1], Close) and reference.messages and isinstance(reference.messages[-1], Close):
-        # Reasons of faults are worded here and there.
-        assert messages[-1].code == reference.messages[-1].code
+        # Reasons of faults are worded here and there. Before wsproto refuses a message inside a compressed one it tries to inflate it, and may
+        # say 1007 where 1002 is meant.
+        codes = messages[-1].code, reference.messages[-1].code
+        assert codes[0] == codes[1] or (deflate and codes == (1002, 1007))
         messages[-1] = reference.messages[-1]
     assert messages == reference.messages
     owed = websocket.data_to_send()
