@@ -1,0 +1,19 @@
+.PHONY: run test bench readme clean
+
+run:            ## install the example and serve it on port 8000
+	scripts/run
+
+test:           ## install what the tests need and run them
+	scripts/test
+
+bench:          ## compare with the peers (half an hour on a quiet machine), keep the result and show it in the README
+	scripts/venv test,bench
+	.venv/bin/python -m benchmarks.run --json benchmarks/history.jsonl
+	$(MAKE) readme
+
+readme:         ## write the generated tables into the README
+	scripts/venv test
+	.venv/bin/python scripts/readme.py
+
+clean:
+	rm -rf .venv .laraman .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
