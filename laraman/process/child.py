@@ -274,6 +274,8 @@ class Run:
         """Close the listening sockets. When the whole server stops, first take what the kernel has already accepted in our name."""
         for server in self._servers:
             server.close()
+        for _ in range(3):  # turns of the loop after which what it has accepted is among the worker's connections
+            await asyncio.sleep(0)
         for bind in self._worker.binds if self._servers else ():
             accepted = _accept_backlog(bind) if self._worker.stop_reason == "stop" else []
             bind.close()
