@@ -1,0 +1,46 @@
+"""Write the generated parts of the README: the option table, and the tables of the last benchmark in the history."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.run import table  # noqa: E402
+from laraman.config import options_table  # noqa: E402
+
+README = ROOT / "README.md"
+HISTORY = ROOT / "benchmarks" / "history.jsonl"
+
+
+def benchmark() -> str:
+    """The last line of the history as tables, with what it was measured on."""
+    if not HISTORY.exists():
+        return "Not measured yet."
+    run = json.loads(HISTORY.read_text().splitlines()[-1])
+    tables = "\n\n".join(table(scenario, results) for scenario, results in run["results"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    machine = run["machine"]
+    return (
+        f"{tables}\n\nMeasured {run['date'][:10]} at commit {run['commit']}, {run['rounds']} rounds of {run['seconds']} s, "
+        f"{machine['cpu']} with {machine['cores']} CPUs, Linux {machine['kernel']}, Python {run['python']}: {versions}."
+    )
+
+
+def generate(text: str) -> str:
+    """The README's text with both parts as they should be."""
+    for name, content in (("options", options_table()), ("benchmark", benchmark())):
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(f"{begin}\n")
+        _, found, after = rest.partition(end)
+        if not found:
+            raise SystemExit(f"README.md has no part called {name}")
+        text = f"{before}{begin}\n{content}\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(generate(README.read_text()))

@@ -1,0 +1,63 @@
+"""The README tells the truth: its generated parts are up to date and its code runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tests.conftest import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Server
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.generate(README) == README, "run `make readme`"
+
+
+def test_the_first_two_shell_blocks_are_one_command_each() -> None:
+    for block in blocks("sh")[:2]:
+        [line] = block.splitlines()
+        assert os.access(ROOT / line, os.X_OK)
+
+
+def test_links_lead_somewhere() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists() and target != "benchmarks/history.jsonl"] == []
+
+
+def test_the_link_example_runs(server: Callable[..., Server]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as peer:
+        peer.settimeout(10)
+        code = blocks("python")[0].replace(":9101", f":{peer.getsockname()[1]}")
+        running = server("app:app", files={"app.py": code})
+        connection, _ = peer.accept()
+        with connection, connection.makefile("r") as lines, httpx.Client(base_url=running.url, timeout=10) as client:
+            connection.settimeout(10)
+            connection.sendall(b"HUILA 7.25\n")
+            wait_until(lambda: client.get("/price/HUILA").json() == {"price": 7.25, "link": "UP"}, what="the price")
+            assert client.post("/order/HUILA").status_code == 200
+            while (line := lines.readline()) == "ping\n":
+                pass
+            assert line == "buy HUILA\n"
