@@ -269,6 +269,7 @@ class Master:
             events.emit(events.ServerStopping(server=self))
             # Before the workers hear of it: a copy here would keep taking connections that nobody accepts any more.
             for bind in self.binds:
+                bind.turn_away()
                 bind.close()
             self._close_inherited()
         for name, wanted in self.desired.items():

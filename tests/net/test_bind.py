@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -124,3 +125,37 @@ def test_an_inherited_socket_is_found_again_with_its_port(binds: list[Bind], tmp
         second.close()
         second.unlink()
     assert not (tmp_path / "x.sock").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a packet filter of Linux")
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_turned_away_connections_are_not_begun_and_begun_ones_go_on(binds: list[Bind], host: str) -> None:
+    bind = Bind(f"tcp://{host}:0")
+    binds.append(bind)
+    bind.open()
+    assert bind.socket is not None
+    address = (host.strip("[]"), bind.address.port)
+    with socket.create_connection(address, 5) as waiting, socket.socket(bind.socket.family) as late:
+        bind.turn_away()
+        late.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            late.connect(address)
+        accepted, _ = bind.socket.accept()
+        bind.close()
+        with accepted:
+            waiting.sendall(b"there?")
+            assert accepted.recv(100) == b"there?"
+            accepted.sendall(b"yes")
+            assert waiting.recv(100) == b"yes"
+    bind.turn_away()  # closed: nothing to do
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a packet filter of Linux")
+def test_whoever_gave_us_a_descriptor_goes_on_listening(binds: list[Bind]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        bind = Bind(f"fd:{os.dup(listening.fileno())}")
+        binds.append(bind)
+        bind.open()
+        bind.turn_away()
+        bind.close()
+        socket.create_connection(listening.getsockname(), 5).close()
