@@ -461,7 +461,8 @@ class WebSocketConnection(Connection):
         if moves or not unsent:
             self._unsent_since = now
         # A slow reader of our last bytes may go on; one that reads nothing may not.
-        if (now >= self._deadline and not moves) or now - self._unsent_since >= self.service.config.timeout_write:
+        stuck = unsent and not moves and now - self._unsent_since >= self.service.config.timeout_write
+        if stuck or (now >= self._deadline and not moves):
             self.transport.abort()
         elif self.state is OPEN and not self.writing_paused:
             self._keep_alive(now)
