@@ -43,7 +43,7 @@ def mode(path: Path) -> int:
 
 
 def test_a_daemon_is_ready_when_its_command_returns(daemon: Callable[..., Server]) -> None:
-    slow = FILES["app.py"] + "\ntime.sleep(0.5)\n"
+    slow = FILES["app.py"] + "\ntime.sleep(0.2)\n"
     running = daemon("--workers", "2", "--port", "0", files={"app.py": slow})
     (line,) = running.output.splitlines()
     address = line.split()[3]

@@ -55,7 +55,7 @@ def test_fifty_kills_leave_no_zombie_and_no_descriptor(server: Callable[..., Ser
         load.go_on()
     assert set(children(running.pid)) == set(workers(running))
     assert "Z" not in children(running.pid).values()
-    wait_until(lambda: descriptors(running.pid) == before, what="as many descriptors as before")
+    wait_until(lambda: descriptors(running.pid) <= before, what="as few descriptors as before")
     assert sum(row["restarts"] for row in status(running)["processes"]) == 50
     assert {row["last_exit"] for row in status(running)["processes"]} == {"killed by SIGKILL"}
     assert get(running.port)[0] == 200
@@ -63,7 +63,7 @@ def test_fifty_kills_leave_no_zombie_and_no_descriptor(server: Callable[..., Ser
 
 
 def test_a_hung_worker_is_explained_and_replaced(server: Callable[..., Server]) -> None:
-    running = server("app:app", "--workers", "2", "--timeout-worker-healthcheck", "1", files=FILES)
+    running = server("app:app", "--workers", "2", "--timeout-worker-healthcheck", "2", files=FILES)
     with Load(running.port, connections=4) as load, send_get(running.port, "/spin"):
         hung = wait_mark(running, "spin")
         (other,) = (pid for pid in workers(running) if pid != hung)
@@ -73,7 +73,7 @@ def test_a_hung_worker_is_explained_and_replaced(server: Callable[..., Server]) 
         assert {failure.pid for failure in load.failures} <= {hung, None}
         assert other in load.pids
     rows = {row["pid"]: row for row in status(running)["processes"]}
-    assert re.fullmatch(r"hung: no beat for 1\.0 s, at .*/app\.py:\d+ in spin_for_ever", rows[successor]["last_exit"])
+    assert re.fullmatch(r"hung: no beat for 2\.0 s, at .*/app\.py:\d+ in spin_for_ever", rows[successor]["last_exit"])
     assert rows[other]["last_exit"] is None
     assert re.search(r'Stack of worker http:\d \[\d+\].*File ".*/app\.py", line \d+ in spin_for_ever', running.output, re.DOTALL)
     shown = running.cli("status")
