@@ -49,8 +49,11 @@ logger = logging.getLogger("uvicorn.error")
 
 #: Seconds an orphan may drain, and seconds after which the kernel ends it whatever it is doing: nobody else would.
 ORPHAN_DRAIN, ORPHAN_LIFE = 0.5, 1.5
-#: Seconds that ``on_stop`` and the end of the tasks get even when the deadline has come. Links flush for a second.
-LAST_SECONDS = 1.2
+#: Seconds that ``on_stop`` gets even when the deadline has come, and that the end of the tasks gets then, and at most: a link that flushes
+#: may go on meanwhile. Together they are less than what the master adds to the deadline before it kills.
+LAST_SECONDS, TASKS_LEAST, TASKS_MOST = 1.0, 0.6, 3.0
+#: Seconds for each of the last things: the channel, what is left on the loop.
+CLOSE_SECONDS = 0.1
 #: Seconds in which what clients have sent before the stop is still read, on connections that say nothing about themselves.
 QUIET = 0.2
 #: Rows of one answer to ``connections``; more would not fit into an envelope.
@@ -99,9 +102,9 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
     for task in left:
         task.cancel()
     if left:
-        loop.run_until_complete(asyncio.wait(left, timeout=LAST_SECONDS))
+        loop.run_until_complete(asyncio.wait(left, timeout=CLOSE_SECONDS))
     with contextlib.suppress(TimeoutError):
-        loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), LAST_SECONDS))
+        loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), CLOSE_SECONDS))
     asyncio.set_event_loop(None)
     loop.close()
 
@@ -332,7 +335,7 @@ class Run:
         if self._channel is not None:
             self._channel.close()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(CLOSE_SECONDS):
                     await self._channel.wait_closed()
 
     # Orders to stop --------------------------------------------------------------------------------------------------------------
@@ -426,10 +429,10 @@ class Run:
     async def _end_tasks(self, tasks: asyncio.Task[None]) -> None:
         if self._group is not None:
             self._group.cancel_scope.cancel()
-        left = None if self._deadline is None else self._deadline - self._loop.time()
-        done, _ = await asyncio.wait({tasks}, timeout=max(left or 0.0, LAST_SECONDS))
+        left = TASKS_MOST if self._deadline is None else self._deadline - self._loop.time()
+        done, _ = await asyncio.wait({tasks}, timeout=min(max(left, TASKS_LEAST), TASKS_MOST))
         if not done:
-            logger.error("Worker %s: its tasks did not end when they were cancelled", self._worker.name)
+            logger.warning("Worker %s: its tasks have not ended after they were cancelled", self._worker.name)
 
 
 async def drain_connections(worker: Worker) -> None:
