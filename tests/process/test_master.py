@@ -267,7 +267,7 @@ def test_a_stopped_master_does_not_hold_its_pause_against_the_workers(serve: Cal
     for pid in (served.pid, worker):
         os.kill(pid, signal.SIGSTOP)
     time.sleep(3)  # the pause itself is what is tested
-    for pid in (served.pid, worker):
+    for pid in (worker, served.pid):  # the worker first: from the master's first look on, it is expected to beat
         os.kill(pid, signal.SIGCONT)
     wait_until(lambda: served.processes()[0]["uptime"] > 4)
     assert served.pids() == before
