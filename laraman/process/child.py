@@ -32,6 +32,7 @@ from laraman.events import WorkerStarted, WorkerStarting, WorkerStopping, aemit
 from laraman.net.connection import Connection
 from laraman.net.link import current_worker
 from laraman.process.daemon import reopen_output
+from laraman.process.tasks import Tasks
 from laraman.process.worker import import_listeners
 from laraman.protocols import protocol_named
 from laraman.protocols.ipc import Ipc
@@ -39,7 +40,7 @@ from laraman.protocols.ipc import Ipc
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio.abc import TaskGroup, TaskStatus
+    from anyio.abc import TaskGroup
 
     from laraman.net.bind import Bind
     from laraman.process.worker import Worker
@@ -107,58 +108,6 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), CLOSE_SECONDS))
     asyncio.set_event_loop(None)
     loop.close()
-
-
-class Tasks:
-    """``worker.tasks``: an anyio TaskGroup in which one task's failure is reported and leaves the others alone."""
-
-    def __init__(self, group: TaskGroup) -> None:
-        self._group = group
-
-    @property
-    def cancel_scope(self) -> anyio.CancelScope:
-        return self._group.cancel_scope
-
-    def start_soon(self, func: Callable[..., Awaitable[Any]], *args: Any, name: object = None) -> None:
-        """Run ``func(*args)`` as a task of this worker, until it ends or the worker stops."""
-        self._group.start_soon(_contained, func, args, name=_named(func, name))
-
-    async def start(self, func: Callable[..., Awaitable[Any]], *args: Any, name: object = None) -> Any:
-        """The same, and wait until it calls ``task_status.started(value)``; what it raises before that comes out of here."""
-        return await self._group.start(_started, func, args, name=_named(func, name))
-
-
-def _named(func: Callable[..., Any], name: object) -> str:
-    return str(name or f"{getattr(func, '__module__', '?')}.{getattr(func, '__qualname__', repr(func))}")
-
-
-async def _contained(func: Callable[..., Awaitable[Any]], args: tuple[Any, ...], **keywords: Any) -> None:
-    try:
-        await func(*args, **keywords)
-    except Exception:
-        logger.exception("Task %s raised", _named(func, None))
-
-
-class _Status:
-    """A task status that remembers whether it was used."""
-
-    def __init__(self, status: TaskStatus[Any]) -> None:
-        self._status = status
-        self.used = False
-
-    def started(self, value: Any = None) -> None:
-        self.used = True
-        self._status.started(value)
-
-
-async def _started(func: Callable[..., Awaitable[Any]], args: tuple[Any, ...], *, task_status: TaskStatus[Any]) -> None:
-    status = _Status(task_status)
-    try:
-        await func(*args, task_status=status)
-    except Exception:
-        if not status.used:
-            raise
-        logger.exception("Task %s raised", _named(func, None))
 
 
 class Run:
@@ -275,10 +224,14 @@ class Run:
 
     async def _stop_accepting(self) -> None:
         """Close the listening sockets. When the whole server stops, first take what the kernel has already accepted in our name."""
+        if isinstance(self._loop, asyncio.SelectorEventLoop):
+            # asyncio drops what it has accepted but not yet given a transport when its server is closed: first let it only stop looking.
+            for listening in (sock for server in self._servers for sock in server.sockets):
+                self._loop.remove_reader(listening.fileno())
+            await self._turns()
         for server in self._servers:
             server.close()
-        for _ in range(3):  # turns of the loop after which what it has accepted is among the worker's connections
-            await asyncio.sleep(0)
+        await self._turns()
         for bind in self._worker.binds if self._servers else ():
             accepted = _accept_backlog(bind) if self._worker.stop_reason == "stop" else []
             bind.close()
@@ -287,6 +240,11 @@ class Run:
                     await self._loop.connect_accepted_socket(self._factory(bind), sock)
                 except OSError:  # its client has given up
                     sock.close()
+
+    async def _turns(self) -> None:
+        """As many turns of the loop as it takes until what it has accepted is among the worker's connections."""
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     # The channel to the master ---------------------------------------------------------------------------------------------------
 

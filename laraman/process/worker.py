@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from laraman.config import Config
     from laraman.net.connection import Connection
     from laraman.net.link import Link
-    from laraman.process.child import Run, Tasks
+    from laraman.process.child import Run
+    from laraman.process.tasks import Tasks
 
 
 class Worker:

@@ -71,7 +71,9 @@ class Boss:
         """Wait until ``op`` was heard ``count`` times."""
         deadline = time.monotonic() + DEADLINE
         while len(found := [envelope for envelope in self.heard if envelope["op"] == op]) < count:
-            assert time.monotonic() < deadline and self.listen(deadline), f"{op} was not heard, but {self.heard[-5:]}"
+            in_time = time.monotonic() < deadline
+            assert in_time, f"{op} was not heard, but {self.heard[-5:]}"
+            assert self.listen(deadline), f"the child ended; {op} was not heard, but {self.heard[-5:]}"
         return found
 
     def listen(self, deadline: float) -> bool:
@@ -129,7 +131,8 @@ def start(loop_name: str) -> Iterator[Callable[..., Boss]]:
     started: list[Boss] = []
 
     def begin(worker: Worker, **options: Any) -> Boss:
-        boss = Boss(worker, replace(Config(), loop=loop_name, **options))
+        options["loop"] = loop_name
+        boss = Boss(worker, replace(Config(), **options))
         started.append(boss)
         return boss
 
@@ -480,7 +483,7 @@ def test_the_end_of_the_channel_is_the_end(start: Callable[..., Boss], diary: Di
     boss.hear("ready")
     with boss.connect() as client:
         client.sendall(b"slow\n")
-        diary.wait_for("WorkerStarted")
+        diary.wait_for("slow")
         boss.channel.close()
         assert read(client, 5) == b"SLOW\n"
         assert boss.wait(2) == 0
