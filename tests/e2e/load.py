@@ -80,25 +80,30 @@ class Load:
         for _ in range(self._count):
             self._open()
         while self._clients:
-            for key, _ in self._selector.select(0.1):
-                self._read(key.data)
+            for key, mask in self._selector.select(0.1):
+                (self._connected if mask & selectors.EVENT_WRITE else self._read)(key.data)
             now = time.monotonic()
             for client in [client for client in self._clients if now - client.sent_at > PATIENCE]:
                 self._fail(client, "no answer")
         self._selector.close()
 
     def _open(self) -> None:
+        """Begin to connect. Never waits: a connection that is not heard must not keep the others from speaking."""
         if self._ending.is_set() or self.refused:
             return
-        try:
-            sock = socket.create_connection(self._address, timeout=PATIENCE)
-        except (ConnectionRefusedError, ConnectionResetError, TimeoutError):
-            self.refused += 1
-            return
-        client = _Client(sock)
+        client = _Client(socket.socket(), time.monotonic())
+        client.sock.setblocking(False)
+        client.sock.connect_ex(self._address)
         self._clients.add(client)
-        self._selector.register(sock, selectors.EVENT_READ, client)
-        self._send(client)
+        self._selector.register(client.sock, selectors.EVENT_WRITE, client)
+
+    def _connected(self, client: _Client) -> None:
+        if client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.refused += 1
+            self._drop(client)
+        else:
+            self._selector.modify(client.sock, selectors.EVENT_READ, client)
+            self._send(client)
 
     def _send(self, client: _Client) -> None:
         client.sent_at = time.monotonic()
