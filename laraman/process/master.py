@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -224,7 +225,6 @@ class Master:
             calm = self._take_stock(now)
             if self.phase == "stopping" and not self.children:
                 return
-            self._turn = time.monotonic()
             for key, mask in self.selector.select(CALM_TICK if calm else TICK):
                 key.data(mask)
 
@@ -232,6 +232,7 @@ class Master:
         if (gap := now - self._turn) > PAUSE:
             for process in self.processes:
                 process.last_beat += gap
+        self._turn = now
 
     def _take_stock(self, now: float) -> bool:
         """Draw the conclusions of this turn; whether everything is as it should be."""
@@ -376,6 +377,8 @@ class Master:
                 child.process.lost = now
             ending = collect(child.process.pid)
             if ending is not None:
+                # Whoever ends a whole process group (systemd, a container's init) ends the workers too: hear of it first.
+                self._read_signals()
                 child.drain()
                 del self.children[child.process.pid]
                 self._conclude(child, ending, now)
@@ -397,7 +400,7 @@ class Master:
             blameless=ending.signal in (signal.SIGKILL, signal.SIGTERM) and not ending.oom,
             first_boot=self._first_boot,
         )
-        if verdict is Verdict.EXPECTED and ending.code == 0:
+        if ending.code == 0 and (verdict is Verdict.EXPECTED or self.phase == "stopping"):
             logger.debug("Worker %s ended", process)
         else:
             self._report(process, verdict, stack)
@@ -426,14 +429,19 @@ class Master:
             raise SystemExit(128 + number)
 
     def _on_wake(self, mask: int) -> None:
-        for number in os.read(self._wake[0], 4096):
-            self._signalled(number)
+        self._read_signals()
+
+    def _read_signals(self) -> None:
+        with suppress(BlockingIOError):
+            for number in os.read(self._wake[0], 4096):
+                self._signalled(number)
 
     def _signalled(self, number: int) -> None:
         match number:
             case signal.SIGINT | signal.SIGTERM:
-                if self._asked_to_stop:
-                    logger.warning("%s again: killing what is left", signal.Signals(number).name)
+                # Only for the impatient at a terminal: a launcher that forwards SIGTERM to a group that has got it already is not one.
+                if self._asked_to_stop and number == signal.SIGINT:
+                    logger.warning("SIGINT again: killing what is left")
                     for wanted in self.desired.values():
                         wanted.at_once = True
                 self._asked_to_stop = True
