@@ -75,5 +75,10 @@ async def serving(handler: Any, protocol: Callable[[], Any] = Text, port: int = 
     try:
         yield served
     finally:
+        if isinstance(loop, asyncio.SelectorEventLoop):  # it would drop what it has accepted in the turn in which it is closed
+            for sock in server.sockets:
+                loop.remove_reader(sock.fileno())
+            for _ in range(3):
+                await asyncio.sleep(0)
         server.close()
         await served.close()

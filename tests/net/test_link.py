@@ -247,7 +247,7 @@ async def test_failures_are_forgotten_when_a_connection_has_lasted() -> None:
             await up(made)
             await asyncio.sleep(0.1)
         await until(lambda: failures)
-        assert failures == [0]
+        assert failures[0] == 0
 
 
 @pytest.mark.anyio
@@ -651,7 +651,7 @@ async def test_start_waits_for_what_is_required_only() -> None:
             async with asyncio.timeout(DEADLINE):
                 await starting
             assert required.state == "UP"
-            group.cancel_scope.cancel()
+        group.cancel_scope.cancel()
 
 
 @pytest.mark.anyio
