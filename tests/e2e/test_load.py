@@ -80,7 +80,7 @@ def test_killed_workers_take_only_their_own_connections(server: Callable[..., Se
 
 
 def test_signals_that_scale_and_reload_lose_nothing(server: Callable[..., Server]) -> None:
-    running = server("app:app", "--workers", "2", *QUIET, files=FILES)
+    running = server("app:app", "--workers", "2", "--no-access-log", files=FILES)
     with Load(running.port) as load:
         os.kill(running.pid, signal.SIGTTIN)
         wait_workers(running, 3)
@@ -90,6 +90,7 @@ def test_signals_that_scale_and_reload_lose_nothing(server: Callable[..., Server
         os.kill(running.pid, signal.SIGTTOU)
         wait_workers(running, 1)
         os.kill(running.pid, signal.SIGTTOU)  # the last one stays
+        wait_until(lambda: running.output.count("runs 1 times") == 2, what="the second SIGTTOU")
         os.kill(running.pid, signal.SIGTTIN)
         before = set(wait_workers(running, 2))
         load.go_on()
