@@ -77,7 +77,7 @@ class WorkerEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarting(WorkerEvent):
-    """Before the application is imported and before anything is accepted: links are started here."""
+    """The application is imported; its startup has not run and nothing is accepted yet. Links are started here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
