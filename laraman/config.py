@@ -134,10 +134,12 @@ class Config:
     limit_request_fields: int = _option(100, "Most header fields of a request.", low=1)
     limit_request_body: int = _option(1024**3, "Largest request body; 0 for no limit.", low=0)
 
-    timeout_keep_alive: float = _option(5.0, "Seconds an idle keep-alive connection is kept.", low=0)
-    timeout_request_header: float = _option(10.0, "Seconds a request head may take to arrive.", low=0)
-    timeout_request_body: float = _option(30.0, "Seconds a request body may make no progress while the application waits for it.", low=0)
-    timeout_write: float = _option(60.0, "Seconds a client may read nothing of a response that waits for it.", low=0)
+    timeout_keep_alive: float = _option(5.0, "Seconds an idle connection is kept; 0 closes it after each response.", low=0)
+    timeout_request_header: float = _option(10.0, "Seconds a request head may take to arrive; 0 for no limit.", low=0)
+    timeout_request_body: float = _option(
+        30.0, "Seconds a request body may make no progress while the application waits for it; 0 for no limit.", low=0
+    )
+    timeout_write: float = _option(60.0, "Seconds a client may read nothing of a response that waits for it; 0 for no limit.", low=0)
     timeout_graceful_shutdown: float = _option(8.0, "Seconds that running requests get to finish when a worker stops.", low=0)
     timeout_worker_healthcheck: float = _option(5.0, "Seconds without a beat after which a worker counts as hung and is replaced.", low=0.1)
     timeout_worker_boot: float = _option(60.0, "Seconds a worker may take to become ready.", low=0.1)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("uvicorn.error")
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_DIGITS = re.compile(rb"[0-9]{1,18}\Z")
 
 # What a response field's name asks of the server. 0: nothing.
 _LENGTH, _CODING, _CONNECTION, _DATE, _SERVER = 1, 2, 3, 4, 5
@@ -27,6 +26,9 @@ _KINDS = {b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connectio
 #: Fields that were checked, and what goes on the wire for them: most applications send the same few again and again. Bounded in both directions.
 _lines: dict[tuple[bytes, bytes], bytes] = {}
 _MAX_LINES, _MAX_LINE = 1024, 256
+
+#: Bytes of a body that nobody wants any more which are read and dropped for the sake of a kept connection.
+MAX_DISCARD = 262144
 
 _status_lines = {status: status_line(status) for status in range(200, 600)}
 
@@ -53,6 +55,7 @@ class Exchange:
         "_left",
         "_more_body",
         "_plain",
+        "_status",
         "_waiter",
         "complete",
         "disconnected",
@@ -84,6 +87,7 @@ class Exchange:
     def feed(self, body: bytes, complete: bool) -> int:
         """Body bytes have come; return how many now wait for the application."""
         waiting = self._body
+        self._expects_continue = False  # it comes without having been asked for
         if not waiting:
             self._body = body
         elif isinstance(waiting, bytearray):
@@ -105,7 +109,8 @@ class Exchange:
 
     def _wake(self) -> None:
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
+        if waiter is not None:
+            self._waiter = None
             waiter.set_result(None)
 
     async def receive(self) -> Message:
@@ -123,18 +128,23 @@ class Exchange:
                     self._ask_for_body()
             if self.disconnected or self.complete:
                 return {"type": "http.disconnect"}
-            self._waiter = self._connection.loop.create_future()
+            if self._waiter is None:
+                self._waiter = self._connection.loop.create_future()
             try:
-                await self._waiter
-            finally:
-                self._waiter = None
+                await asyncio.shield(self._waiter)  # several tasks may wait, and one that stops waiting must not stop the others
+            except asyncio.CancelledError:
+                self._connection.expect_nothing(self)
+                raise
 
     def _ask_for_body(self) -> None:
-        if self._expects_continue:
+        if not self._expects_continue:
+            self._connection.expect_body()
+        elif self.head_sent:
+            self._connection.resume_reading()  # a client that has its answer need not send the body any more, so nothing is overdue
+        else:
             self._expects_continue = False
-            if not self.head_sent:
-                self._connection.write(CONTINUE)
-        self._connection.expect_body()
+            self._connection.write(CONTINUE)
+            self._connection.expect_body()
 
     # The response ----------------------------------------------------------------------------------------------------------------
 
@@ -167,16 +177,20 @@ class Exchange:
             return
         connection = self._connection
         data = message.get("body", b"")
+        if type(data) is not bytes:
+            data = bytes(memoryview(data))  # any bytes-like object; a copy, since the application may change it before it is written
         head = self._head
-        if head is not None and not more and len(data) == self._left and self._plain:
-            # Most responses: known length, one message, kept connection.
-            data = b"%bcontent-length: %d\r\n\r\n%b" % (head, self._left, data)
-            self._head = None
-        else:
+        if head is None:
             data = self._frame(data, more)
-            if self._head is not None:
-                data = self._head + data
-                self._head = None
+        else:
+            if not more and len(data) == self._left and self._plain:
+                # Most responses: known length, one message, kept connection.
+                data = b"%bcontent-length: %d\r\n\r\n%b" % (head, self._left, data)
+            else:
+                data = self._frame_first(head, data, more)
+            self._head = None
+            if connection.service.access_log:
+                connection.service.log_access(self.scope, self._status)
         if data:
             connection.bytes_out += len(data)
             connection.transport.write(data)
@@ -197,14 +211,18 @@ class Exchange:
         length: bytes | None = None
         keep_alive = self._keep_alive and not connection.is_closing
         for field in message.get("headers", ()):
-            known = _lines.get(field) if type(field) is tuple else None
+            try:
+                known = _lines.get(field)
+            except (TypeError, ValueError):  # a list, or bytes-like but not hashable
+                field = tuple(bytes(memoryview(part)) for part in field)
+                known = None
             if known is not None:
                 parts.append(known)
                 continue
             name, value = field
             kind = _LENGTH if name == b"content-length" else _check_field(name, value)
             if kind == _LENGTH:
-                if length is not None or not _DIGITS.match(value):
+                if length is not None or not value.isdigit() or len(value) > 18:
                     raise RuntimeError("Invalid Content-Length in the response headers.")
                 length = value
             elif kind == _CONNECTION:
@@ -213,17 +231,17 @@ class Exchange:
                 if kind:
                     parts[1] = _without(parts[1], kind)
                 parts.append(_line(name, value, kind))
-        if self._more_body and self._expects_continue:
-            keep_alive = False  # the body was never asked for; what the client sends next could be it or a request
+        if self._more_body and (self._expects_continue or connection.body_left > MAX_DISCARD):
+            # Nobody asked for the body, so what the client sends next could be it or a request; or there is too much to read for nothing.
+            keep_alive = False
         self._keep_alive = keep_alive
+        self._status = status
         self._frame_head(status, length)
         self._head = b"".join(parts)
         held = service.held
         if not held:
             service.flush_heads_soon()
         held.append(self)
-        if service.access_log:
-            service.log_access(self.scope, status)
 
     def _frame_head(self, status: int, length: bytes | None) -> None:
         """Choose how the end of the body is told (RFC 9112 section 6.3). ``_left`` is the length, or -1 while it is unknown or not to be sent."""
@@ -241,16 +259,15 @@ class Exchange:
         self._plain = self._framing == _BY_LENGTH and self._keep_alive and self._is_1_1
 
     def _frame(self, body: bytes, more: bool) -> bytes:
-        """What of ``body`` goes on the wire."""
-        if self._head is not None:
-            self._complete_head(body, more)
+        """What of ``body`` goes on the wire. Raises RuntimeError where it does not fit the Content-Length, and then nothing has changed."""
         framing = self._framing
         if framing == _BY_LENGTH:
-            self._left -= len(body)
-            if self._left < 0:
+            left = self._left - len(body)
+            if left < 0:
                 raise RuntimeError("Response content longer than Content-Length")
-            if not more and self._left:
+            if not more and left:
                 raise RuntimeError("Response content shorter than Content-Length")
+            self._left = left
             return body
         if framing == _BY_CLOSE:
             return body
@@ -260,14 +277,18 @@ class Exchange:
             return b"" if more else b"0\r\n\r\n"
         return b"%x\r\n%b\r\n%b" % (len(body), body, b"" if more else b"0\r\n\r\n")
 
-    def _complete_head(self, body: bytes, more: bool) -> None:
-        """Add the fields of framing and connection, and the empty line. A body that is whole in its first message gets its length, not chunks."""
-        assert self._head is not None
-        framing = self._framing
-        if self._left < 0 and not more and framing != _NO_BODY:
+    def _frame_first(self, head: bytes, body: bytes, more: bool) -> bytes:
+        """The complete head and what of ``body`` goes on the wire. A body that is whole in its first message gets its length, not chunks."""
+        if self._left < 0 and not more and self._framing != _NO_BODY:
             self._left = len(body)
-            if framing != _HEAD_ONLY:
+            if self._framing != _HEAD_ONLY:
                 self._framing = _BY_LENGTH
+        end = self._end_of_head()
+        return head + end + self._frame(body, more)
+
+    def _end_of_head(self) -> bytes:
+        """The fields of framing and connection, and the empty line."""
+        framing = self._framing
         end = b"\r\n"
         if self._left >= 0:
             end = b"content-length: %d\r\n\r\n" % self._left
@@ -276,10 +297,8 @@ class Exchange:
         elif framing == _BY_CLOSE:
             self._keep_alive = False
         if not self._keep_alive:
-            end = b"connection: close\r\n" + end
-        elif not self._is_1_1:
-            end = b"connection: keep-alive\r\n" + end
-        self._head += end
+            return b"connection: close\r\n" + end
+        return end if self._is_1_1 else b"connection: keep-alive\r\n" + end
 
     @property
     def _is_1_1(self) -> bool:
@@ -288,9 +307,11 @@ class Exchange:
     def flush_head(self) -> None:
         """The application is busy elsewhere: the client gets the head now."""
         if self._head is not None and not self._gone:
-            self._complete_head(b"", True)
-            head, self._head = self._head, None
-            self._connection.write(head)
+            connection = self._connection
+            connection.write(self._head + self._end_of_head())
+            self._head = None
+            if connection.service.access_log:
+                connection.service.log_access(self.scope, self._status)
 
     def _finish(self) -> None:
         self.complete = True
@@ -306,14 +327,15 @@ class Exchange:
         service = self._connection.service
         try:
             result = await service.call(self.scope, self.receive, self.send)
-        except asyncio.CancelledError:
-            self._fail(503)
-        except Exception as exc:
-            logger.error("Exception in ASGI application\n", exc_info=exc)
-            self._fail(500)
-        except BaseException:
-            self._fail(500)
+        except GeneratorExit:  # the loop is gone
             raise
+        except BaseException as exc:
+            # SystemExit and KeyboardInterrupt too, as in uvicorn: one request does not end the worker that serves others.
+            if isinstance(exc, asyncio.CancelledError) and self.task is not None and self.task.cancelling():
+                self._fail(503)
+            else:
+                logger.error("Exception in ASGI application\n", exc_info=exc)
+                self._fail(500)
         else:
             if result is not None:
                 logger.error("ASGI callable should return None, but returned '%s'.", result)
@@ -339,6 +361,8 @@ class Exchange:
             self.started, self._head = True, None
             connection.exchange = None
             connection.refuse(status)
+            if connection.service.access_log:
+                connection.service.log_access(self.scope, status)
 
     def _give_up(self) -> None:
         """The application heard of the disconnect and stopped: nothing is missing but the end of the connection."""

@@ -20,7 +20,7 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from laraman.asgi.exchange import Exchange
+from laraman.asgi.exchange import MAX_DISCARD, Exchange
 from laraman.asgi.websocket import WebSocketConnection
 from laraman.errors import RemoteProtocolError
 from laraman.net.connection import Connection
@@ -46,8 +46,6 @@ IDLE, READING, RESPONDING, DRAINING, UPGRADED, CLOSED = State
 
 #: Unparsed or unread bytes above which reading pauses.
 HIGH_WATER = 65536
-#: Bytes of a body that nobody wants any more which are read and dropped for the sake of a kept connection.
-MAX_DISCARD = 262144
 #: Seconds a client gets to read the last answer before its connection is cut.
 LINGER = 2.0
 #: Seconds an idle connection stays open when the worker stops: a request may just be on its way.
@@ -94,9 +92,11 @@ class HttpConnection(Connection):
         self.scheme = "http" if transport.get_extra_info("sslcontext") is None else "https"
         self.client = _address(self.peer)
         self.server = _address(self.local) or self.service.server_address
-        self.deadline = self.service.now + self.service.config.timeout_request_header
+        self.deadline = self.service.now + self.service.header_timeout
         if self.service.draining:  # accepted in the last moment
             self.shutdown()
+        elif not self.service.keep_alive:
+            self._closing = True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.state = CLOSED
@@ -112,6 +112,7 @@ class HttpConnection(Connection):
         """The client sends no more. It may still read, so an answer in progress is finished; ``receive()`` tells the application."""
         if self.state is RESPONDING and self.exchange is not None:
             self._closing = True
+            self.deadline = inf
             self.exchange.disconnect()
             return True
         return False
@@ -144,7 +145,7 @@ class HttpConnection(Connection):
         end = data.find(HEAD_END)
         if end < 0:
             self.state = READING
-            self.deadline = self.service.now + self.service.config.timeout_request_header
+            self.deadline = self.service.now + self.service.header_timeout
             self._read_more_head(data)
         elif end + 4 == len(data):
             self._begin(data, b"")
@@ -196,6 +197,8 @@ class HttpConnection(Connection):
             self._received = 0
             if rest:
                 rest = self._read_body(rest)
+                if self.exchange is None:  # and it was refused
+                    return
         if rest:
             self._keep(rest)
         service.start(exchange)
@@ -208,7 +211,7 @@ class HttpConnection(Connection):
         if not wanted or service.config.ws == "none":
             logger.warning("Unsupported upgrade request.")
             return False
-        if self._closing:
+        if service.draining:
             self.refuse(503)
             return True
         websocket = WebSocketConnection(service, service.websocket_scope(self))
@@ -268,7 +271,8 @@ class HttpConnection(Connection):
             if self._received > self.service.body_limit:
                 self._fail_body(413)
                 return b""
-            self.deadline = inf
+            if body or complete:  # the framing alone is no progress
+                self.deadline = inf
             if exchange.feed(body, complete) > HIGH_WATER:
                 self._hold_reading()
         elif complete:
@@ -298,13 +302,21 @@ class HttpConnection(Connection):
         if exchange is not None and exchange.until_close:
             self.transport.abort()  # where the end of the connection is the end of the body, only a reset says "incomplete"
         else:
-            self.transport.close()
+            self._flush_and_close()
+
+    def _flush_and_close(self) -> None:
+        """Close once the client has taken what was written, for which it gets LINGER seconds and more while it goes on reading."""
+        self.state = DRAINING
+        self.deadline = self.service.now + LINGER
+        self.service.writing.add(self)
+        self.transport.close()
 
     # The end of an exchange ------------------------------------------------------------------------------------------------------
 
     def finished(self, keep_alive: bool) -> None:
         """The exchange's response is complete."""
         self.exchange = None
+        self.messages_out += 1
         if not keep_alive or self._closing:
             self.drain()
         elif self._left or self._chunked is not None:
@@ -353,17 +365,21 @@ class HttpConnection(Connection):
         if self.state is DRAINING or self.state is CLOSED:
             return
         unread = self._buffer or self._left or self._chunked is not None or self.state is READING or self.state is IDLE
-        self.state = DRAINING
         self._buffer = None
         self._left, self._chunked = 0, None
-        self.deadline = self.service.now + LINGER
-        self.service.writing.add(self)
         transport = self.transport
-        if unread and transport.can_write_eof():
-            transport.write_eof()
-            self.resume_reading()
+        if unread and not transport.is_closing() and transport.can_write_eof():
+            self.state = DRAINING
+            self.deadline = self.service.now + LINGER
+            self.service.writing.add(self)
+            try:
+                transport.write_eof()
+            except OSError:  # asyncio's, of a client that is gone already
+                transport.abort()
+            else:
+                self.resume_reading()
         else:
-            transport.close()
+            self._flush_and_close()
 
     def write(self, data: bytes) -> None:
         self.bytes_out += len(data)
@@ -385,9 +401,7 @@ class HttpConnection(Connection):
         elif self.state is RESPONDING and self.exchange is not None:
             self._fail_body(408)
         elif self.state is IDLE:
-            self.transport.close()
-            self.state = DRAINING
-            self.deadline = self.service.now + LINGER
+            self._flush_and_close()
         else:
             self.transport.abort()
 
@@ -397,18 +411,29 @@ class HttpConnection(Connection):
         if not size:
             self._stalled_at = None
             return False
-        if self._stalled_at is None or self._stalled_at[1] != size:
-            self._stalled_at = (now, size)
+        taken = self.bytes_out - size
+        if self._stalled_at is None or self._stalled_at[1] != taken:
+            self._stalled_at = (now, taken)
             if self.state is DRAINING:
                 self.deadline = now + LINGER
-        elif now - self._stalled_at[0] >= self.service.config.timeout_write:
+        elif now - self._stalled_at[0] >= self.service.write_timeout:
             self.transport.abort()
         return True
 
     def expect_body(self) -> None:
         """The application waits for more of the body: from now on it must come."""
-        self.deadline = self.service.now + self.service.config.timeout_request_body
+        self.deadline = self.service.now + self.service.body_timeout
         self.resume_reading()
+
+    def expect_nothing(self, exchange: Exchange) -> None:
+        """The application has stopped waiting: a body that does not come delays nobody."""
+        if self.exchange is exchange:
+            self.deadline = inf
+
+    @property
+    def body_left(self) -> int:
+        """Bytes of the body still to come, where that is known."""
+        return self._left
 
     def shutdown(self) -> None:
         """The worker is draining. Called once: an idle connection closes, a busy one after its response."""
@@ -416,6 +441,8 @@ class HttpConnection(Connection):
         if self.state is IDLE:
             # A request may be under way on this connection: for a moment it is still answered, with Connection: close.
             self.deadline = min(self.deadline, self.service.now + QUIET)
+        elif self.state is READING:
+            self.deadline = min(self.deadline, self.service.now + LINGER)
 
     @property
     def is_closing(self) -> bool:
@@ -435,4 +462,3 @@ class HttpConnection(Connection):
 def _address(name: Any) -> tuple[str, int] | None:
     """Host and port of a socket name; a unix socket has none."""
     return (name[0], name[1]) if isinstance(name, tuple) else None
-

@@ -70,6 +70,9 @@ class Http:
         self.heads = HeadParser(max_line=config.limit_request_line, max_fields=config.limit_request_fields, engine=config.http)
         self.head_limit = config.limit_request_head
         self.keep_alive = config.timeout_keep_alive
+        self.header_timeout = config.timeout_request_header or math.inf
+        self.body_timeout = config.timeout_request_body or math.inf
+        self.write_timeout = config.timeout_write or math.inf
         self.limited = config.limit_concurrency is not None
         self.body_limit: float = config.limit_request_body or math.inf
         self._last_request: float = math.inf
@@ -79,7 +82,7 @@ class Http:
         self.server_address: tuple[str, int | None] | None = (config.uds, None) if config.uds else None
         self._root_path = config.root_path
         self._root_path_bytes = config.root_path.encode()
-        timeouts = (config.timeout_keep_alive, config.timeout_request_header, config.timeout_request_body, config.timeout_write)
+        timeouts = (self.keep_alive or math.inf, self.header_timeout, self.body_timeout, self.write_timeout)
         self._interval = min(1.0, max(0.05, min(timeouts) / 4))
         self._tick()
         # What startup made stays: it need not be looked at in every collection.
@@ -137,13 +140,13 @@ class Http:
     # Time ------------------------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        self._ticking = self.loop.call_later(self._interval, self._tick)  # first, so that nothing below can stop the clock
         self._refresh_default_headers()
         self._look_at_deadlines(self.loop.time())
         if self.worker.requests >= self._last_request:
             error_logger.info("Maximum request limit of %d exceeded. Terminating process.", self._last_request)
             self._last_request = math.inf  # said once
             self.worker.retire()
-        self._ticking = self.loop.call_later(self._interval, self._tick)
 
     def _look_at_deadlines(self, now: float) -> None:
         self.now = now + self._interval
@@ -276,4 +279,3 @@ class Http:
             scope["http_version"],
             status,
         )
-

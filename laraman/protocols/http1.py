@@ -4,8 +4,10 @@ A head is handed over whole: the connection looks for its end, so limits hold wh
 bytes behind a head are never parsed before their turn. Therefore one ``HeadParser`` serves all connections of a worker, and an idle
 connection owns no parser at all.
 
-httptools (llhttp) checks the grammar of lines and fields; what it lets through and RFC 9112 does not is checked here: the version, exactly one
-valid Host, the four forms of the target, blanks behind values, the framing of the body.
+httptools (llhttp) checks the grammar of lines and fields; what it lets through and RFC 9112 does not is checked here: single spaces in the request
+line, the version, exactly one valid Host, the forms of the target, blanks behind values, the framing of the body. h11 lets other things through
+(bare line feeds, folded lines, control characters, a Content-Length said twice): those are refused before it sees them, so both engines accept the
+same requests, but for methods of RTSP.
 """
 
 from __future__ import annotations
@@ -32,20 +34,25 @@ LOOSE_END = re.compile(rb"\n\r?\n")
 # uri-host [ ":" port ], RFC 9110 section 7.2 and RFC 3986 section 3.2.2; empty is what a client sends for a target without authority.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-fvV:.~!$&'()*+,;=_-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?\Z")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#@]+)(/[^?#]*)?(?:\?([^#]*))?\Z")
+# What h11 takes and a neighbour on the way may read differently: bare LF or CR, a folded line, control characters, more than one Content-Length.
+_AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_LENGTHS = re.compile(rb"\ncontent-length:([^\r\n]*)", re.IGNORECASE)
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\Z")
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00\r\n]*\Z")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\Z")
 
 #: Methods httptools and this server agree are HTTP's; any other token takes the slower way through h11.
 _METHODS = {
     name.encode(): name
     for name in (
-        "GET HEAD POST PUT DELETE OPTIONS TRACE CONNECT PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL REPORT "
-        "MKACTIVITY CHECKOUT MERGE NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK UNLINK QUERY"
+        "GET HEAD POST PUT DELETE OPTIONS TRACE PATCH COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH UNLOCK BIND REBIND UNBIND ACL REPORT "
+        "MKACTIVITY CHECKOUT MERGE NOTIFY SUBSCRIBE UNSUBSCRIBE PURGE MKCALENDAR LINK UNLINK QUERY M-SEARCH SOURCE"
     ).split()
 }
-_SPECIAL = frozenset((b"host", b"connection", b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
-_CACHED_HOSTS = 1024
+# Proxy-Connection means nothing here, but llhttp takes it for Connection: after one that says "close" its parser takes no further head.
+_SPECIAL = frozenset((b"host", b"connection", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"))
+_LISTS = frozenset((b"connection", b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"))
+_CACHED_HOSTS, _CACHED_HOST = 1024, 256
 
 
 def status_line(status: int) -> bytes:
@@ -105,6 +112,7 @@ class HeadParser:
         self._hosts: set[tuple[bytes, bytes]] = set()  # fields that were found valid
         self._special: list[tuple[bytes, bytes]] = []
         self._parse = self._parse_h11 if engine == "h11" else self._parse_httptools
+        self.method, self.target = "", b""
         self.headers = []
         self.on_header: Callable[[bytes, bytes], None] = self._on_header
         self._renew()
@@ -134,11 +142,20 @@ class HeadParser:
         self.headers = []
         self._special = []
         self._parse(head)
+        target = self.target
+        if len(self.method) + len(target) + 10 != end_of_line:
+            self._renew()
+            raise RemoteProtocolError("invalid request line")
         if head.startswith(b" HTTP/1.1", end_of_line - 9):
             self.version = "1.1"
             special = self._special
-            if len(special) == 1 and special[0] in self._hosts and self.target[0] == 47 and b"#" not in self.target:
-                self._accept_plain()
+            if len(special) == 1 and special[0] in self._hosts and target[0] == 47 and b"#" not in target:
+                # Most requests: origin form, a host that was checked before, nothing said of body or connection.
+                self.keep_alive = True
+                self.content_length = 0
+                self.chunked = self.expects_continue = False
+                self.upgrade = b""
+                self.raw_path, _, self.query = target.partition(b"?")
                 return
         elif head.startswith(b" HTTP/1.0", end_of_line - 9):
             self.version = "1.0"
@@ -147,14 +164,6 @@ class HeadParser:
             raise RemoteProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", status_hint=505)
         self._read_fields()
         self._read_target()
-
-    def _accept_plain(self) -> None:
-        """Most requests: origin form, a host that was checked before, nothing said of body or connection."""
-        self.keep_alive = True
-        self.content_length = 0
-        self.chunked = self.expects_continue = False
-        self.upgrade = b""
-        self.raw_path, _, self.query = self.target.partition(b"?")
 
     def _parse_httptools(self, head: bytes) -> None:
         try:
@@ -176,11 +185,14 @@ class HeadParser:
             method = self._parser.get_method()
         try:
             self.method = _METHODS[method]
-        except KeyError:  # a method of RTSP or ICE, which llhttp knows as well
+        except KeyError:  # CONNECT, or a method of RTSP, which llhttp knows as well
             self._renew()
-            raise RemoteProtocolError(f"{method!r} is not an HTTP method", status_hint=501) from None
+            raise RemoteProtocolError(f"{method!r} is not served here", status_hint=501) from None
 
     def _parse_h11(self, head: bytes) -> None:
+        lengths = _LENGTHS.findall(head)
+        if _AMBIGUOUS.search(head) or len(lengths) > 1 or (lengths and b"," in lengths[0]):
+            raise RemoteProtocolError("not in the strict form")
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head) + 1)
         try:
             connection.receive_data(head)
@@ -190,6 +202,8 @@ class HeadParser:
         if not isinstance(event, h11.Request):
             raise RemoteProtocolError("not a request head")
         self.method = event.method.decode("ascii")
+        if self.method == "CONNECT":
+            raise RemoteProtocolError("CONNECT is not served here", status_hint=501)
         self.target = event.target
         for name, value in event.headers:
             self._on_header(name, value)
@@ -207,7 +221,7 @@ class HeadParser:
         for name, value in self._special:
             if name not in fields:
                 fields[name] = value
-            elif name in (b"connection", b"upgrade", b"expect", b"transfer-encoding"):
+            elif name in _LISTS:
                 fields[name] += b", " + value
             else:
                 raise RemoteProtocolError(f"more than one {name.decode()} field")
@@ -250,17 +264,16 @@ class HeadParser:
     def _check_host(self, host: bytes) -> None:
         if not _HOST.match(host):
             raise RemoteProtocolError("invalid Host field")
-        if len(self._hosts) >= _CACHED_HOSTS:
-            self._hosts.clear()
-        self._hosts.add((b"host", host))
+        if len(host) <= _CACHED_HOST:
+            if len(self._hosts) >= _CACHED_HOSTS:
+                self._hosts.clear()
+            self._hosts.add((b"host", host))
 
     def _read_target(self) -> None:
-        """RFC 9112 section 3.2: origin form, absolute form, and ``*`` for OPTIONS. The authority form belongs to CONNECT, which is not served."""
+        """RFC 9112 section 3.2: origin form, absolute form, and ``*`` for OPTIONS. The authority form belongs to CONNECT."""
         target = self.target
         if b"#" in target:
             raise RemoteProtocolError("fragment in the request target")
-        if self.method == "CONNECT":
-            raise RemoteProtocolError("CONNECT is not served here")
         if target[0] == 47:  # "/"
             self.raw_path, _, self.query = target.partition(b"?")
         elif target == b"*" and self.method == "OPTIONS":
@@ -294,15 +307,17 @@ def _tokens(value: bytes) -> list[bytes]:
 class ChunkedBody:
     """Takes a chunked body apart (RFC 9112 section 7.1). Extensions and trailers are checked and dropped."""
 
-    __slots__ = ("_buffer", "_in_trailers", "_left", "_max_overhead", "_overhead", "done")
+    __slots__ = ("_buffer", "_excess", "_in_trailers", "_left", "_max_overhead", "_overhead", "done")
 
     #: Bytes a chunk's size line may have.
     MAX_SIZE_LINE = 1024
+    #: Bytes that size lines may have in all beyond what their chunks justify.
+    MAX_EXCESS = 16384
 
     def __init__(self, max_trailers: int = 65536) -> None:
         self._buffer = b""
         self._left = 0  # bytes of the current chunk still to come, its CRLF included
-        self._overhead = 0
+        self._overhead = self._excess = 0
         self._max_overhead = max_trailers
         self._in_trailers = False
         self.done = False
@@ -353,6 +368,10 @@ class ChunkedBody:
             if match is None:
                 raise RemoteProtocolError("invalid chunk size line")
             size = int(match[1], 16)
+            # Extensions are bytes that no limit of the body counts. A chunk's own framing is free, and so is something for its size.
+            self._excess = max(0, self._excess + len(line) - 16 - 2 * size)
+            if self._excess > self.MAX_EXCESS:
+                raise RemoteProtocolError("chunk extensions too large")
             self._in_trailers = size == 0
             self._left = size + 2 if size else 0
         return end + 2

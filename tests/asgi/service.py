@@ -12,7 +12,10 @@ from laraman.asgi.service import Http
 from laraman.config import Config
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 #: Seconds after which a test gives up: far more than any of them needs.
 DEADLINE = 10.0
@@ -107,3 +110,19 @@ async def serve(app: Any, **options: Any) -> AsyncIterator[Server]:
             while worker.connections or service.running:
                 await asyncio.sleep(0)
         await service.on_stop(worker)  # type: ignore[arg-type]
+
+
+async def respond(send: Send, body: bytes = b"ok", status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers or []})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def read_body(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError("disconnected")
+        body += message["body"]
+        if not message["more_body"]:
+            return body

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.asgi.service import DEADLINE, serve
+from tests.asgi.service import DEADLINE, read_body, respond, serve
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,22 +29,6 @@ LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 @pytest.fixture(params=[("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-async def respond(send: Send, body: bytes = b"ok", status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": headers or []})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def read_body(receive: Receive) -> bytes:
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionError("disconnected")
-        body += message["body"]
-        if not message["more_body"]:
-            return body
 
 
 async def hello(scope: Any, receive: Receive, send: Send) -> None:
