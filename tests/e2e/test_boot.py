@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import DEADLINE, clean_environment, wait_until
 from tests.e2e.apps import FILES
-from tests.e2e.tools import get, marks, status, workers
+from tests.e2e.tools import get, marks, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,9 +91,18 @@ def complaints(result: subprocess.CompletedProcess[str]) -> list[str]:
     return single
 
 
+#: Those that are found out at different times: by the command, before the fork, in the master and in a worker.
+AS_DAEMON = ("no-app", "bad-option", "invalid-pyproject", "no-such-listener", "listener-refuses", "no-such-module", "startup-failed")
+
+
 @pytest.mark.fork
-@pytest.mark.parametrize("daemon", [False, True], ids=["foreground", "daemon"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    ("case", "daemon"),
+    [
+        *(pytest.param(case, False, id=name) for name, case in CASES.items()),
+        *(pytest.param(CASES[name], True, id=f"{name}-daemon") for name in AS_DAEMON),
+    ],
+)
 def test_one_clear_line_and_the_exit_code(tmp_path: Path, case: Case, daemon: bool) -> None:
     for name, text in case.files.items():
         (tmp_path / name).write_text(text)
@@ -189,7 +198,7 @@ def test_a_worker_that_is_killed_while_it_boots_is_started_again(server: Callabl
     slow = FILES["app.py"] + "\nif not os.path.exists('second'):\n    open('second', 'w').close()\n    os.kill(os.getpid(), 9)\n"
     running = server("app:app", files={**FILES, "app.py": slow})
     assert get(running.port)[0] == 200
-    assert status(running)["processes"][0]["restarts"] == 1
+    assert running.status()["processes"][0]["restarts"] == 1
 
 
 def test_a_crash_loop_later_leaves_the_sibling_serving(server: Callable[..., Server]) -> None:
@@ -199,7 +208,7 @@ def test_a_crash_loop_later_leaves_the_sibling_serving(server: Callable[..., Ser
     subprocess.run(["kill", "-9", str(first)], check=True)
     wait_until(lambda: "broken meanwhile" in running.output, what="the failed replacement")
     assert get(running.port) == (200, f"{second} hello")
-    wait_until(lambda: any("broken meanwhile" in (row["last_exit"] or "") for row in status(running)["processes"]))
+    wait_until(lambda: any("broken meanwhile" in (row["last_exit"] or "") for row in running.status()["processes"]))
     (running.directory / "app.py").write_text(FILES["app.py"])
     wait_until(lambda: len(workers(running)) == 2, what="two workers again")
     assert running.stop() == 0

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import wait_until
 from tests.e2e.apps import FILES
 from tests.e2e.load import Load
-from tests.e2e.tools import children, descriptors, get, send_get, status, wait_mark, wait_workers, words, workers
+from tests.e2e.tools import children, descriptors, get, send_get, wait_mark, wait_workers, words, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,8 +56,8 @@ def test_fifty_kills_leave_no_zombie_and_no_descriptor(server: Callable[..., Ser
     assert set(children(running.pid)) == set(workers(running))
     assert "Z" not in children(running.pid).values()
     wait_until(lambda: descriptors(running.pid) <= before, what="as few descriptors as before")
-    assert sum(row["restarts"] for row in status(running)["processes"]) == 50
-    assert {row["last_exit"] for row in status(running)["processes"]} == {"killed by SIGKILL"}
+    assert sum(row["restarts"] for row in running.status()["processes"]) == 50
+    assert {row["last_exit"] for row in running.status()["processes"]} == {"killed by SIGKILL"}
     assert get(running.port)[0] == 200
     assert running.stop() == 0
 
@@ -72,7 +72,7 @@ def test_a_hung_worker_is_explained_and_replaced(server: Callable[..., Server]) 
         # Of the load only what had been accepted by the hung worker is lost.
         assert {failure.pid for failure in load.failures} <= {hung, None}
         assert other in load.pids
-    rows = {row["pid"]: row for row in status(running)["processes"]}
+    rows = {row["pid"]: row for row in running.status()["processes"]}
     assert re.fullmatch(r"hung: no beat for 2\.0 s, at .*/app\.py:\d+ in spin_for_ever", rows[successor]["last_exit"])
     assert rows[other]["last_exit"] is None
     assert re.search(r'Stack of worker http:\d \[\d+\].*File ".*/app\.py", line \d+ in spin_for_ever', running.output, re.DOTALL)

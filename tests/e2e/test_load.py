@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import DEADLINE, wait_until
 from tests.e2e.apps import FILES
 from tests.e2e.load import Load
-from tests.e2e.tools import status, wait_workers, workers
+from tests.e2e.tools import wait_workers, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,7 +123,7 @@ def test_reload_to_broken_code_keeps_serving(server: Callable[..., Server]) -> N
         assert len(result.stderr.splitlines()) == 1
         load.go_on()
         assert workers(running) == before
-        assert "no_such_thing" in status(running)["server"]["last_roll_error"]
+        assert "no_such_thing" in running.status()["server"]["last_roll_error"]
         (running.directory / "app.py").write_text(FILES["app.py"].replace('"hello"', '"fixed"'))
         result = running.cli("reload")
         assert result.returncode == 0, result.stderr

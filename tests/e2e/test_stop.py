@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 
 from tests.conftest import DEADLINE, wait_until
 from tests.e2e.apps import FILES
-from tests.e2e.tools import get, read_all, read_until, send, send_get, status, wait_mark, words, workers
+from tests.e2e.tools import get, read_all, read_until, send, send_get, wait_mark, words, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,7 @@ def test_a_stop_cuts_a_graceful_stop_short(server: Callable[..., Server]) -> Non
     with send_get(running.port, "/slow?60") as slow:
         worker = wait_mark(running, "slow")
         running.process.send_signal(signal.SIGQUIT)
-        wait_until(lambda: status(running)["server"]["state"] == "stopping")
+        wait_until(lambda: running.status()["server"]["state"] == "stopping")
         begun = time.monotonic()
         stop_command(running)
         assert time.monotonic() - begun < 4.0
@@ -147,7 +147,7 @@ def test_a_second_ctrl_c_ends_at_once(server: Callable[..., Server]) -> None:
     with send_get(running.port, "/slow?60"):
         wait_mark(running, "slow")
         press_ctrl_c(running)
-        wait_until(lambda: status(running)["server"]["state"] == "stopping")
+        wait_until(lambda: running.status()["server"]["state"] == "stopping")
         begun = time.monotonic()
         press_ctrl_c(running)
         running.process.wait(DEADLINE)

@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 from tests.conftest import DEADLINE, clean_environment, wait_until
 from tests.e2e.apps import FILES
 from tests.e2e.load import Load
-from tests.e2e.tools import descriptors, get, read_all, read_until, send, send_get, status, wait_mark, wait_workers, words, workers
+from tests.e2e.tools import descriptors, get, read_all, read_until, send, send_get, wait_mark, wait_workers, words, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ def test_everything_at_once(server: Callable[..., Server]) -> None:
         for process in processes:
             _, errors = process.communicate(timeout=DEADLINE)
             assert process.returncode == 0 or len(errors.splitlines()) == 1, errors
-        wait_until(lambda: not status(running)["server"]["rolling"])
+        wait_until(lambda: not running.status()["server"]["rolling"])
         wait_workers(running, 2)
         load.go_on()
     assert load.failures == []
@@ -149,7 +149,7 @@ def test_a_stale_pid_file_is_no_server(server: Callable[..., Server], free_port:
 def test_rotated_logs_are_opened_again(server: Callable[..., Server]) -> None:
     running = server("app:app", "-d", "--port", "0", files=FILES, ready=False)
     assert running.process.wait(DEADLINE) == 0, running.output
-    server_status = status(running)["server"]
+    server_status = running.status()["server"]
     port = int(server_status["name"])
     (log,) = running.directory.glob(".laraman/*/laraman.log")
     log.rename(log.with_suffix(".1"))

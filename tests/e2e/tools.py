@@ -7,10 +7,8 @@ import http.client
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from laraman.errors import ConnectionLost
-from laraman.process.control import request
 from tests.conftest import DEADLINE, wait_until
 
 if TYPE_CHECKING:
@@ -53,17 +51,9 @@ def read_all(sock: socket.socket) -> bytes:
     return data
 
 
-def status(server: Server) -> dict[str, Any]:
-    """The server's status, asked without a command's start-up; empty while nothing answers."""
-    for path in (server.directory / ".laraman").glob("*/control.sock"):
-        with contextlib.suppress(ConnectionLost):
-            return request(path, {"op": "status"}, DEADLINE)
-    return {}
-
-
 def workers(server: Server, state: str = "ready") -> list[int]:
     """Pids of the http workers in this state, by slot."""
-    rows = [row for row in status(server).get("processes", []) if row["worker"] == "http" and row["state"] == state]
+    rows = [row for row in server.status().get("processes", []) if row["worker"] == "http" and row["state"] == state]
     return [row["pid"] for row in sorted(rows, key=lambda row: row["slot"])]
 
 
@@ -71,7 +61,7 @@ def wait_workers(server: Server, count: int, *, without: set[int] | frozenset[in
     """Wait until exactly ``count`` http workers are ready, none of ``without`` among them and nothing else is left; their pids."""
 
     def there() -> list[int]:
-        rows = [row for row in status(server).get("processes", []) if row["worker"] == "http"]
+        rows = [row for row in server.status().get("processes", []) if row["worker"] == "http"]
         pids = [row["pid"] for row in rows]
         return pids if len(rows) == count and all(row["state"] == "ready" for row in rows) and without.isdisjoint(pids) else []
 
