@@ -45,7 +45,7 @@ logger = logging.getLogger("uvicorn.error")
 #: Seconds between turns while something is under way, and while nothing is.
 TICK, CALM_TICK = 0.05, 0.5
 #: A pause of the whole process (suspend, SIGSTOP) that is longer is not held against the workers, in seconds.
-PAUSE = 2.0
+PAUSE = 1.0
 
 
 class Master:
