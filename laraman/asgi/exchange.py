@@ -181,6 +181,9 @@ class Exchange:
             data = bytes(memoryview(data))  # any bytes-like object; a copy, since the application may change it before it is written
         head = self._head
         if head is None:
+            if self.disconnected and not more and len(data) < self._left:
+                self._give_up()  # middleware that was told of the disconnect ends its stream where it is
+                return
             data = self._frame(data, more)
         else:
             if not more and len(data) == self._left and self._plain:

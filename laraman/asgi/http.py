@@ -111,7 +111,7 @@ class HttpConnection(Connection):
     def eof_received(self) -> bool:
         """The client sends no more. It may still read, so an answer in progress is finished; ``receive()`` tells the application."""
         if self.state is RESPONDING and self.exchange is not None:
-            self._closing = True
+            self._closing = self._ended = True
             self.deadline = inf
             self.exchange.disconnect()
             return True
@@ -364,7 +364,7 @@ class HttpConnection(Connection):
         """Close so that the client can read what was sent: a close with unread input would be a reset, which discards it."""
         if self.state is DRAINING or self.state is CLOSED:
             return
-        unread = self._buffer or self._left or self._chunked is not None or self.state is READING or self.state is IDLE
+        unread = not self._ended and (self._buffer or self._left or self._chunked is not None or self.state in (READING, IDLE))
         self._buffer = None
         self._left, self._chunked = 0, None
         transport = self.transport

@@ -327,7 +327,10 @@ async def test_the_access_line_says_what_the_client_got(started: bool, caplog: p
     assert line.endswith('"GET / HTTP/1.1" 500')
 
 
-@pytest.mark.parametrize("request_", [GET, LAST, GET * 3 + LAST, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nx", b"bad\r\n\r\n", b"GET / HT"])
+@pytest.mark.parametrize(
+    "request_",
+    [GET, LAST, GET * 3 + LAST, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nx", b"bad\r\n\r\n", b"GET / HT"],
+)
 async def test_a_reset_is_no_error_and_leaves_nothing(request_: bytes, caplog: pytest.LogCaptureFixture) -> None:
     go = asyncio.Event()
 
@@ -348,3 +351,57 @@ async def test_a_reset_is_no_error_and_leaves_nothing(request_: bytes, caplog: p
                 await asyncio.sleep(0.01)
         assert server.worker.in_flight == 0
     assert "Exception" not in caplog.text
+
+
+async def test_a_client_that_has_ended_is_not_waited_for() -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        await go.wait()
+        await respond(send)
+
+    async with serve(app) as server:
+        client = await server.connect()
+        client.write(GET * 3)
+        client.writer.write_eof()
+        async with asyncio.timeout(1.5):
+            while not (server.service.running and next(iter(server.worker.connections)).is_closing):
+                await asyncio.sleep(0)
+            go.set()
+            assert b"connection: close" in (await client.read_all())
+            while server.worker.connections:
+                await asyncio.sleep(0)
+        client.close()
+
+
+async def test_a_stream_that_ends_because_the_client_did_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        await send({**START, "headers": [(b"content-length", b"5")]})
+        await send(part(b"ab", True))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send(part(b"", False))
+
+    async with serve(app) as server:
+        client = await server.connect()
+        client.write(GET)
+        await client.read_until(b"\r\n\r\nab")
+        client.writer.write_eof()
+        assert await client.read_all() == b""
+        client.close()
+    assert not caplog.records
+
+
+async def test_timeouts_of_zero(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        await respond(send, await read_body(receive))
+
+    async with serve(app, timeout_keep_alive=0, timeout_request_header=0, timeout_request_body=0, timeout_write=0) as server:
+        client = await server.connect()
+        for piece in (b"POST / HTTP/1.1\r\nHost: x\r\nContent-", b"Length: 4\r\n\r\nbo", b"dy"):
+            await asyncio.sleep(0.15)
+            client.write(piece)
+        status, got, body = await client.read_response()
+        assert (status, got[b"connection"], body) == (200, b"close", b"body")
+        assert await client.read_all() == b""
+        client.close()

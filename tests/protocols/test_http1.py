@@ -374,3 +374,19 @@ def test_chunk_extensions_are_limited_in_all() -> None:
     body = ChunkedBody()
     for _ in range(10_000):
         body.receive_data(b"1\r\na\r\n")
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.binary(max_size=10), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_chunked_body_is_the_same_however_it_is_split(pieces: list[bytes], rest: bytes, extended: bool) -> None:
+    wire = b"".join(b"%x%b\r\n%b\r\n" % (len(piece), b";a=b" if extended else b"", piece) for piece in pieces) + b"0\r\nT: v\r\n\r\n"
+    for cut in range(len(wire) + 1):
+        body = ChunkedBody()
+        got, left = body.receive_data(wire[:cut])
+        if cut < len(wire):
+            assert (left, body.done) == (b"", False)
+            more, left = body.receive_data(wire[cut:] + rest)
+            got += more
+            assert left == rest
+        assert body.done
+        assert got == b"".join(pieces)
