@@ -32,6 +32,9 @@ MAX_DISCARD = 262144
 
 _status_lines = {status: status_line(status) for status in range(200, 600)}
 
+#: Bytes of a body below which it is cheaper to send head and body as one.
+WORTH_A_COPY = 16384
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # How the end of the body is told.
@@ -77,7 +80,7 @@ class Exchange:
         self._more_body = heads.chunked or heads.content_length > 0
         self._body: bytes | bytearray | None = b""
         self._waiter: asyncio.Future[None] | None = None
-        self._head: bytes | None = None
+        self._head: list[bytes] | None = None  # its pieces, while it waits for the body
         self._gone = False
         self._framing = _BY_LENGTH
         self._left = 0
@@ -186,11 +189,14 @@ class Exchange:
                 return
             data = self._frame(data, more)
         else:
-            if not more and len(data) == self._left and self._plain:
-                # Most responses: known length, one message, kept connection.
-                data = b"%bcontent-length: %d\r\n\r\n%b" % (head, self._left, data)
-            else:
+            if more or len(data) != self._left or not self._plain:
                 data = self._frame_first(head, data, more)
+            elif len(data) < WORTH_A_COPY:
+                # Most responses: known length, one message, kept connection.
+                head += (b"content-length: %d\r\n\r\n" % self._left, data)
+                data = b"".join(head)
+            else:
+                connection.write(b"".join(head) + self._end_of_head())
             self._head = None
             if connection.service.access_log:
                 connection.service.log_access(self.scope, self._status)
@@ -240,7 +246,7 @@ class Exchange:
         self._keep_alive = keep_alive
         self._status = status
         self._frame_head(status, length)
-        self._head = b"".join(parts)
+        self._head = parts
         held = service.held
         if not held:
             service.flush_heads_soon()
@@ -259,7 +265,7 @@ class Exchange:
             self._framing = _BY_LENGTH
         else:
             self._framing = _BY_CHUNKS if self.scope["http_version"] == "1.1" else _BY_CLOSE
-        self._plain = self._framing == _BY_LENGTH and self._keep_alive and self._is_1_1
+        self._plain = self._keep_alive and self._framing == _BY_LENGTH and self.scope["http_version"] == "1.1"
 
     def _frame(self, body: bytes, more: bool) -> bytes:
         """What of ``body`` goes on the wire. Raises RuntimeError where it does not fit the Content-Length, and then nothing has changed."""
@@ -280,14 +286,14 @@ class Exchange:
             return b"" if more else b"0\r\n\r\n"
         return b"%x\r\n%b\r\n%b" % (len(body), body, b"" if more else b"0\r\n\r\n")
 
-    def _frame_first(self, head: bytes, body: bytes, more: bool) -> bytes:
+    def _frame_first(self, head: list[bytes], body: bytes, more: bool) -> bytes:
         """The complete head and what of ``body`` goes on the wire. A body that is whole in its first message gets its length, not chunks."""
         if self._left < 0 and not more and self._framing != _NO_BODY:
             self._left = len(body)
             if self._framing != _HEAD_ONLY:
                 self._framing = _BY_LENGTH
-        end = self._end_of_head()
-        return head + end + self._frame(body, more)
+        end = self._end_of_head()  # first: framing the body counts the length down
+        return b"".join((*head, end, self._frame(body, more)))
 
     def _end_of_head(self) -> bytes:
         """The fields of framing and connection, and the empty line."""
@@ -311,7 +317,7 @@ class Exchange:
         """The application is busy elsewhere: the client gets the head now."""
         if self._head is not None and not self._gone:
             connection = self._connection
-            connection.write(self._head + self._end_of_head())
+            connection.write(b"".join((*self._head, self._end_of_head())))
             self._head = None
             if connection.service.access_log:
                 connection.service.log_access(self.scope, self._status)

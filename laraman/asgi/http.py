@@ -182,11 +182,11 @@ class HttpConnection(Connection):
             return
         self.messages_in += 1
         self.worker.requests += 1
-        if heads.upgrade and self._upgrade(rest):
-            return
         if service.limited and service.is_full():
             logger.warning("Exceeded concurrency limit.")
             self.refuse(503)
+            return
+        if heads.upgrade and self._upgrade(rest):
             return
         self.state = RESPONDING
         self.deadline = inf
