@@ -218,6 +218,7 @@ class HttpConnection(Connection):
         self.state = UPGRADED
         self.deadline = inf
         self.worker.connections.discard(self)
+        service.look_soon()
         transport = self.transport
         transport.set_protocol(websocket)
         websocket.connection_made(transport)
@@ -322,6 +323,7 @@ class HttpConnection(Connection):
         elif self._left or self._chunked is not None:
             self._received = 0
             self.deadline = self.service.now + LINGER
+            self.service.look_soon()
             self.resume_reading()
         else:
             buffer = self._buffer

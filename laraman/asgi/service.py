@@ -48,6 +48,7 @@ class Http:
         self.draining = False
         self.held: list[Exchange] = []
         self.writing: set[HttpConnection] = set()  # whose client has not taken yet what was sent
+        self._next_look = 0.0
         self._events_version = -1
         self._ticking: asyncio.TimerHandle | None = None
 
@@ -86,6 +87,7 @@ class Http:
         # Without a task factory the loop would do the same, after a detour that costs a tenth of a task.
         plain = self.loop.get_task_factory() is None
         self._create_task = partial(asyncio.Task, loop=self.loop) if plain else self.loop.create_task
+        self._patience = min(self.keep_alive or math.inf, self.header_timeout, self.body_timeout, 60.0)
         pings = (config.ws_ping_interval or math.inf, config.ws_ping_timeout or math.inf)
         timeouts = (self.keep_alive or math.inf, self.header_timeout, self.body_timeout, self.write_timeout, *pings)
         self._interval = min(1.0, max(0.05, min(timeouts) / 4))
@@ -155,11 +157,29 @@ class Http:
 
     def _look_at_deadlines(self, now: float) -> None:
         self.now = now + self._interval
-        # Thousands of idle connections are passed by without a call.
-        for connection in [connection for connection in self.connections if connection.deadline <= now]:
-            connection.tick(now)
+        if now >= self._next_look or self.draining:
+            self._look_at_all(now)
         for connection in tuple(self.writing):
             connection.tick(now)
+
+    def _look_at_all(self, now: float) -> None:
+        """Tick those whose deadline has come. The next look is when the next one comes, or the earliest that may be set from now on."""
+        due = []
+        soonest = now + self._patience
+        for connection in self.connections:
+            if connection.deadline <= now:
+                due.append(connection)
+            elif connection.deadline < soonest:
+                soonest = connection.deadline
+        self._next_look = soonest
+        for connection in due:
+            connection.tick(now)
+            if connection.deadline < self._next_look:
+                self._next_look = connection.deadline
+
+    def look_soon(self) -> None:
+        """A connection has come that wants every tick."""
+        self._next_look = 0.0
 
     def _refresh_default_headers(self) -> None:
         config = self.config
