@@ -39,6 +39,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # How the end of the body is told.
 _BY_LENGTH, _BY_CHUNKS, _BY_CLOSE, _HEAD_ONLY, _NO_BODY = range(5)
+_BODILESS = (204, 304)
 
 
 class Exchange:
@@ -53,7 +54,6 @@ class Exchange:
         "_expects_continue",
         "_framing",
         "_gone",
-        "_head",
         "_keep_alive",
         "_left",
         "_more_body",
@@ -62,6 +62,7 @@ class Exchange:
         "_waiter",
         "complete",
         "disconnected",
+        "head",
         "scope",
         "started",
         "task",
@@ -80,7 +81,7 @@ class Exchange:
         self._more_body = heads.chunked or heads.content_length > 0
         self._body: bytes | bytearray | None = b""
         self._waiter: asyncio.Future[None] | None = None
-        self._head: list[bytes] | None = None  # its pieces, while it waits for the body
+        self.head: list[bytes] | None = None  # its pieces, while it waits for the body
         self._gone = False
         self._framing = _BY_LENGTH
         self._left = 0
@@ -153,7 +154,7 @@ class Exchange:
 
     @property
     def head_sent(self) -> bool:
-        return self.started and self._head is None
+        return self.started and self.head is None
 
     @property
     def until_close(self) -> bool:
@@ -182,7 +183,7 @@ class Exchange:
         data = message.get("body", b"")
         if type(data) is not bytes:
             data = bytes(memoryview(data))  # any bytes-like object; a copy, since the application may change it before it is written
-        head = self._head
+        head = self.head
         if head is None:
             if self.disconnected and not more and len(data) < self._left:
                 self._give_up()  # middleware that was told of the disconnect ends its stream where it is
@@ -197,7 +198,7 @@ class Exchange:
                 data = b"".join(head)
             else:
                 connection.write(b"".join(head) + self._end_of_head())
-            self._head = None
+            self.head = None
             if connection.service.access_log:
                 connection.service.log_access(self.scope, self._status)
         if data:
@@ -245,8 +246,13 @@ class Exchange:
             keep_alive = False
         self._keep_alive = keep_alive
         self._status = status
-        self._frame_head(status, length)
-        self._head = parts
+        if length is None or status in _BODILESS or self.scope["method"] == "HEAD":
+            self._frame_head(status, length)
+        else:
+            self._framing = _BY_LENGTH
+            self._left = int(length)
+        self._plain = keep_alive and self._framing == _BY_LENGTH and self.scope["http_version"] == "1.1"
+        self.head = parts
         held = service.held
         if not held:
             service.flush_heads_soon()
@@ -254,18 +260,13 @@ class Exchange:
 
     def _frame_head(self, status: int, length: bytes | None) -> None:
         """Choose how the end of the body is told (RFC 9112 section 6.3). ``_left`` is the length, or -1 while it is unknown or not to be sent."""
-        self._left = -1 if length is None else int(length)
-        if status in (204, 304):
+        self._left = -1 if length is None or status == 204 else int(length)
+        if status in _BODILESS:
             self._framing = _NO_BODY
-            if status == 204:
-                self._left = -1
         elif self.scope["method"] == "HEAD":
             self._framing = _HEAD_ONLY
-        elif length is not None:
-            self._framing = _BY_LENGTH
         else:
             self._framing = _BY_CHUNKS if self.scope["http_version"] == "1.1" else _BY_CLOSE
-        self._plain = self._keep_alive and self._framing == _BY_LENGTH and self.scope["http_version"] == "1.1"
 
     def _frame(self, body: bytes, more: bool) -> bytes:
         """What of ``body`` goes on the wire. Raises RuntimeError where it does not fit the Content-Length, and then nothing has changed."""
@@ -315,10 +316,10 @@ class Exchange:
 
     def flush_head(self) -> None:
         """The application is busy elsewhere: the client gets the head now."""
-        if self._head is not None and not self._gone:
+        if self.head is not None and not self._gone:
             connection = self._connection
-            connection.write(b"".join((*self._head, self._end_of_head())))
-            self._head = None
+            connection.write(b"".join((*self.head, self._end_of_head())))
+            self.head = None
             if connection.service.access_log:
                 connection.service.log_access(self.scope, self._status)
 
@@ -367,7 +368,7 @@ class Exchange:
         if sent:
             connection.abort_exchange()
         else:
-            self.started, self._head = True, None
+            self.started, self.head = True, None
             connection.exchange = None
             connection.refuse(status)
             if connection.service.access_log:
