@@ -454,6 +454,7 @@ class Link:
             "age": round(asyncio.get_running_loop().time() - self._since, 3),
             "name": self.name,
             "queued": len(self._queue),
+            "dropped": self.dropped,
             "failures": self.failures,
             "error": None if self.error is None else str(self.error) or type(self.error).__name__,
         }

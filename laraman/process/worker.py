@@ -55,7 +55,6 @@ class Worker:
         *,
         count: int = 1,
         handler: Any = None,
-        options: Any = None,
         stop_timeout: float | None = None,
     ) -> None:
         if not name or not name.isprintable() or any(map(str.isspace, name)):
@@ -66,7 +65,6 @@ class Worker:
         self.name = name
         self.count = count
         self.handler = handler
-        self.options = options
         self.stop_timeout = stop_timeout
         self.binds = [Bind(text) for text in addresses]
 
