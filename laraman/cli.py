@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from laraman.config import OPTIONS, VERSION, Config, choices, default_text, did_you_mean, flags, is_switch, kind
+from laraman.config import OPTIONS, VERSION, Config
+from laraman.config.gateway import GATEWAY
+from laraman.config.options import choices, default_text, did_you_mean, flags, is_switch, kind
 from laraman.errors import ConfigError, LaramanError
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from dataclasses import Field
 
     from laraman.process.state import Instance
+    from laraman.process.worker import Worker
     from laraman.protocols.ipc import Envelope
 
 #: Read in the working directory.
@@ -31,6 +34,18 @@ PYPROJECT = Path("pyproject.toml")
 QUICK = 10.0
 #: Seconds to wait for something that takes as long as the workers do, each with deadlines of its own.
 LONG = 3600.0
+#: What connects the application with the gateways, where there are any.
+_GATEWAY_LISTENERS = ("laraman.gateway.listeners",)
+#: The server's options that a gateway alone has as well.
+_GATEWAY_SERVER_OPTIONS = (
+    *("daemon", "name", "state_dir", "loop", "log_level", "log_file", "use_colors"),
+    *("timeout_graceful_shutdown", "timeout_worker_healthcheck", "timeout_worker_boot"),
+)
+#: Options of the business side, which have no meaning for a gateway, and those that are not for a command line that everybody can read.
+_NOT_A_GATEWAYS = frozenset(
+    "embedded secret prefix events process_cmd_goroutine_num workers connect_timeout send_receive_timeout max_idle_time queue overflow "
+    "heartbeat_interval_millisecond task_connections concurrency message_timeout netsvr".split()
+)
 #: Seconds on top of the boot deadline that a daemon gets to say how its start went.
 DAEMON_MARGIN = 15.0
 
@@ -72,9 +87,23 @@ def _dispatch(arguments: list[str]) -> int:
 
 def start(arguments: list[str]) -> int:
     """Serve until stopped; with ``--daemon`` until it is ready."""
-    config = _configured(arguments)
-    from laraman import log
     from laraman.asgi import http_worker
+
+    config = _configured(arguments)
+    return _run(config, [http_worker(config)], lambda: _configured(arguments))
+
+
+def gateway(arguments: list[str]) -> int:
+    """Run a websocket gateway and nothing else, until stopped."""
+    from laraman.gateway import gateway_worker
+
+    config = _gateway_configured(arguments)
+    return _run(config, [gateway_worker(config)], lambda: _gateway_configured(arguments))
+
+
+def _run(config: Config, workers: list[Worker], revalidate: Callable[[], object]) -> int:
+    """Be the master of these workers, in the foreground or as a daemon."""
+    from laraman import log
     from laraman.process import handover
     from laraman.process.daemon import daemonize
     from laraman.process.master import Master
@@ -87,7 +116,7 @@ def start(arguments: list[str]) -> int:
         log.configure(config)
         if not handover.pending():  # a restarted master does it when the workers are in its hands, so that an error leaves them running
             prepare()
-        master = Master(config, [http_worker(config)], notify=notify, revalidate=lambda: _configured(arguments), prepare=prepare)
+        master = Master(config, workers, notify=notify, revalidate=revalidate, prepare=prepare)
     except LaramanError as exc:
         if notify is None:
             raise
@@ -112,7 +141,17 @@ def _configured(arguments: list[str]) -> Config:
             "no application: name it (laraman start package.module:app), set `app` in [tool.laraman] of pyproject.toml, "
             f"or call it `app` in {', '.join(CONVENTIONAL_FILES)}"
         )
-    return replace(config, app=app)
+    return replace(config, app=app, listeners=(*config.listeners, *(_GATEWAY_LISTENERS if config.gateway.enabled else ())))
+
+
+def _gateway_configured(arguments: list[str]) -> Config:
+    """The configuration of a gateway alone. Raises ConfigError."""
+    parsed = vars(_parse(_gateway_parser(), arguments))
+    own = {name: parsed.pop(name) for name in GATEWAY.options if name in parsed}
+    config = Config.load(parsed, os.environ, PYPROJECT, only=_GATEWAY_SERVER_OPTIONS)
+    loaded = Config.load({}, os.environ, PYPROJECT, gateway=own).gateway
+    port = int(loaded.listen.rpartition(":")[2])  # which is its name, unless it has another
+    return replace(config, app="", port=port, gateway=replace(loaded, embedded=True))
 
 
 def _import_listeners(config: Config) -> None:
@@ -198,6 +237,7 @@ def _show(verb: str, arguments: list[str], printer: Callable[[Envelope], None]) 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "start": ("start the server", start),
+    "gateway": ("run a websocket gateway alone", gateway),
     "stop": ("stop it; with -g without a deadline", stop),
     "restart": ("start it anew without closing its sockets", restart),
     "reload": ("replace the workers one by one, with new code", reload),
@@ -276,6 +316,8 @@ def _print_connections(answer: Envelope) -> None:
         "BYTES-OUT": lambda row: row["bytes_out"],
         "MSGS-IN": lambda row: row["messages_in"],
         "MSGS-OUT": lambda row: row["messages_out"],
+        "QUEUED": lambda row: row.get("queued"),
+        "RETRIES": lambda row: row.get("failures"),
         "AGE": lambda row: _duration(row["age"]),
         "NAME": lambda row: row.get("name"),
     }
@@ -334,7 +376,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-        known = [flag for option in OPTIONS.values() for flag in flags(option)]
+        known = [flag for option in parser._actions for flag in option.option_strings]
         raise ConfigError(f"there is no option {word!r}{did_you_mean(word, known)}" if word.startswith("-") else f"{word!r} is one word too many")
     return parsed
 
@@ -355,7 +397,7 @@ def _start_parser() -> argparse.ArgumentParser:
     verbs = "\n".join(f"  {name:<13}{help}" for name, (help, _) in VERBS.items())
     parser = _Parser(
         prog="laraman",
-        usage="laraman [start] [APP] [options]\n       laraman stop | restart | reload | status | connections [options]",
+        usage="laraman [start] [APP] [options]\n       laraman gateway | stop | restart | reload | status | connections [options]",
         description=f"The resident application server for Python.\n\nverbs:\n{verbs}",
         epilog="Each option can also be set by the environment variable LARAMAN_<NAME>, and by <name> in [tool.laraman] of pyproject.toml.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
@@ -370,6 +412,23 @@ def _start_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _gateway_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="laraman gateway",
+        description="Run a websocket gateway that speaks the netsvr protocol, alone.",
+        epilog="The options can also be set by LARAMAN_GATEWAY_<NAME> and in [tool.laraman.gateway] of pyproject.toml; the secret only there.",
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("gateway")
+    for option in GATEWAY.options.values():
+        if option.name not in _NOT_A_GATEWAYS:
+            _add(group, option)
+    group = parser.add_argument_group("server")
+    for name in _GATEWAY_SERVER_OPTIONS:
+        _add(group, OPTIONS[name])
+    return parser
+
+
 def _add(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
     """The parser only sorts words; Config checks what they mean, wherever they come from."""
     default = default_text(option)
@@ -379,7 +438,7 @@ def _add(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
         group.add_argument("app", nargs="?", metavar="APP", help=text)
     elif is_switch(option):
         group.add_argument(*flags(option), dest=option.name, action=argparse.BooleanOptionalAction, default=None, help=text)
-    elif kind(option) is tuple:
+    elif kind(option) is tuple and option.name != "gateway":
         group.add_argument(*flags(option), dest=option.name, action="append", metavar=metavar, help=text)
     else:
         group.add_argument(*flags(option), dest=option.name, metavar=metavar, help=text)

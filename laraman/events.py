@@ -82,7 +82,7 @@ class WorkerStarting(WorkerEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(WorkerEvent):
-    """The worker accepts connections."""
+    """The worker accepts connections, and is reported ready when the listeners have returned, or after ten seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +127,21 @@ class RequestTerminated(OperationTerminated):
     """The request is over, whatever ended it."""
 
     scope: MutableMapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageReceived(Event):
+    """A message came over a gateway and its handlers are about to be called."""
+
+    worker: Any
+    message: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageTerminated(OperationTerminated):
+    """The handling of a message is over, whatever ended it."""
+
+    message: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laraman import cli
-from laraman.config import OPTIONS, flags
+from laraman.config import OPTIONS
+from laraman.config.options import flags
 from laraman.errors import ConfigError
 
 from .conftest import clean_environment
@@ -102,7 +103,7 @@ def test_version(laraman: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["strat"], "'strat' is neither a verb (start, stop, restart, reload, status, connections) nor an application"),
+        (["strat"], "'strat' is neither a verb (start, gateway, stop, restart, reload, status, connections) nor an application"),
         (["strat"], "did you mean 'start'?"),
         (["start", "shop:app", "--prot", "1"], "there is no option '--prot'; did you mean '--port'?"),
         (["start", "shop:app", "--prot=1"], "there is no option '--prot'; did you mean '--port'?"),
@@ -234,12 +235,12 @@ def test_status_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_connections_table(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"pid": 8, "worker": "http", "slot": 0, "direction": "out", "protocol": "frame", "local": "127.0.0.1:5", "peer": "127.0.0.1:9100"}
-    rest = {"state": "up", "bytes_in": 1, "bytes_out": 2, "messages_in": 3, "messages_out": 4, "age": 90000, "name": "far"}
+    rest = {"state": "up", "bytes_in": 1, "bytes_out": 2, "messages_in": 3, "messages_out": 4, "age": 90000, "name": "far", "queued": 5, "failures": 6}
     cli._print_connections({"rows": [{**row, **rest}], "missing": ["http:1"], "left_out": 3})
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
-        "PID  WORKER  DIR  PROTOCOL  LOCAL        PEER            STATE  BYTES-IN  BYTES-OUT  MSGS-IN  MSGS-OUT    AGE  NAME",
-        "  8  http:0  out  frame     127.0.0.1:5  127.0.0.1:9100  up            1          2        3         4  1d01h  far",
+        "PID  WORKER  DIR  PROTOCOL  LOCAL        PEER            STATE  BYTES-IN  BYTES-OUT  MSGS-IN  MSGS-OUT  QUEUED  RETRIES    AGE  NAME",
+        "  8  http:0  out  frame     127.0.0.1:5  127.0.0.1:9100  up            1          2        3         4       5        6  1d01h  far",
     ]
     assert captured.err == "laraman: no answer from http:1\nlaraman: 3 more are not shown\n"
 

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laraman.config import OPTIONS, VERSION, Config, cpu_count, flags, kind, options_table
+from laraman.config import OPTIONS, VERSION, Config, GatewayConfig, gateway_table, options_table
+from laraman.config.cpus import cpu_count
+from laraman.config.options import flags, kind
 from laraman.errors import ConfigError
 
 
@@ -269,3 +271,83 @@ def test_affinity_counts_when_it_is_less(machine: Any, monkeypatch: pytest.Monke
 def test_auto_is_a_multiple_of_the_cpus() -> None:
     assert load({"workers": "auto"}).workers == cpu_count()
     assert load({"workers": "auto*2"}).workers == 2 * cpu_count()
+
+
+# Gateways -------------------------------------------------------------------------------------------------------------------------
+
+
+def gateway(pyproject: Path, text: str, env: dict[str, str] | None = None, **cli: str) -> GatewayConfig:
+    pyproject.write_text(text)
+    return Config.load(cli, env or {}, pyproject).gateway
+
+
+def test_without_a_word_there_is_no_gateway(pyproject: Path) -> None:
+    assert not gateway(pyproject, "").enabled
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "cli", "listen"),
+    [
+        ("[tool.laraman.gateway]\nembedded = true", {}, {}, "127.0.0.1:6060"),
+        ("", {}, {"gateway": "127.0.0.1:7000"}, "127.0.0.1:7000"),
+        ("", {"LARAMAN_GATEWAY": "0.0.0.0:7001"}, {}, "0.0.0.0:7001"),
+        ("", {"LARAMAN_GATEWAY": "0.0.0.0:7001"}, {"gateway": "127.0.0.1:7000"}, "127.0.0.1:7000"),
+        ("[tool.laraman.gateway]\nembedded = true", {"LARAMAN_GATEWAY_LISTEN": "127.0.0.1:7002"}, {}, "127.0.0.1:7002"),
+    ],
+)
+def test_an_embedded_gateway(pyproject: Path, text: str, env: dict[str, str], cli: dict[str, str], listen: str) -> None:
+    [found] = gateway(pyproject, text, env, **cli).gateways
+    assert found.embedded
+    assert (found.listen, found.worker_addr, found.task_addr) == (listen, "127.0.0.1:6061", "127.0.0.1:6062")
+
+
+def test_the_php_client_s_keys_for_several_gateways(pyproject: Path) -> None:
+    config = gateway(
+        pyproject,
+        """
+        [tool.laraman.gateway]
+        maxIdleTime = 100
+        heartbeatIntervalMillisecond = 45000
+        [[tool.laraman.gateway.netsvr]]
+        workerAddr = "10.0.0.1:6061"
+        taskAddr = "10.0.0.1:6062"
+        [[tool.laraman.gateway.netsvr]]
+        workerAddr = "10.0.0.2:6061"
+        taskAddr = "10.0.0.2:6062"
+        events = 4
+        """,
+    )
+    first, second = config.gateways
+    assert (first.worker_addr, first.task_addr, first.events) == ("10.0.0.1:6061", "10.0.0.1:6062", 7)
+    assert (second.worker_addr, second.events, second.max_idle_time, second.heartbeat_interval_millisecond) == ("10.0.0.2:6061", 4, 100.0, 45000)
+    assert not first.embedded
+
+
+def test_the_older_single_port_configuration(pyproject: Path) -> None:
+    text = '[tool.laraman.gateway]\nworkerAddr = "127.0.0.1:6061"\nprocessCmdGoroutineNum = 25\nsendReceiveTimeout = 5\nmaxIdleTime = 117'
+    [found] = gateway(pyproject, text).gateways
+    assert (found.worker_addr, found.task_addr, found.process_cmd_goroutine_num, found.dialect) == ("127.0.0.1:6061", "", 25, "auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gateway = 3", r"\[tool.laraman.gateway\]: 3 is not a table"),
+        ('gateway = {workerAdr = "127.0.0.1:6061"}', "no option 'workerAdr'; did you mean 'worker_addr'"),
+        ('gateway = {workerAddr = "6061"}', "'6061' is not of the form host:port"),
+        ("gateway = {netsvr = [{}]}", "needs workerAddr, taskAddr or both"),
+        ("gateway = {netsvr = 1}", "1 is not a list of tables"),
+        ("gateway = {events = 8}", "8 is not in 1..7"),
+        ('gateway = {origins = ["example.com"]}', "neither '\\*' nor an origin"),
+        ('gateway = {prefix = "7f00"}', "not the first 12 characters"),
+    ],
+)
+def test_a_wrong_gateway_is_one_line(pyproject: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        gateway(pyproject, f"[tool.laraman]\n{text}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_readme_has_the_gateway_s_table() -> None:
+    readme = Path(__file__).parent.parent / "README.md"
+    assert f"<!-- gateway -->\n{gateway_table()}\n<!-- /gateway -->" in readme.read_text(), "run python scripts/readme.py"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from laraman.asgi.exchange import Exchange
     from laraman.asgi.websocket import WebSocketConnection
     from laraman.config import Config
+    from laraman.net.bind import Bind
     from laraman.process.worker import Worker
 
 access_logger = logging.getLogger("uvicorn.access")
@@ -67,7 +68,7 @@ class Http:
         await self.lifespan.startup()
         self.state = self.lifespan.state
         self.connections = cast("set[HttpConnection | WebSocketConnection]", worker.connections)
-        self.sandbox = Sandbox(self.lifespan.context)
+        self.sandbox = worker.sandbox = Sandbox(self.lifespan.context)
         self.heads = HeadParser(max_line=config.limit_request_line, max_fields=config.limit_request_fields, engine=config.http)
         self.head_limit = config.limit_request_head
         self.keep_alive = config.timeout_keep_alive
@@ -94,7 +95,7 @@ class Http:
         gc.collect()
         gc.freeze()
 
-    def connection(self, worker: Worker) -> HttpConnection:
+    def connection(self, worker: Worker, bind: Bind) -> HttpConnection:
         return HttpConnection(self)
 
     async def on_drain(self, worker: Worker, deadline: float | None) -> None:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
+    from laraman.protocols import Protocol
+
 logger = logging.getLogger("uvicorn.error")
 
 #: The Worker of this process; a link that runs is one of its ``links``.
@@ -105,6 +107,7 @@ class Link:
     and talks with ``connection.send`` and ``connection.receive``; the link is UP when it returns, and tries anew when it raises or takes
     longer than ``connect_timeout`` seconds. ``heartbeat`` is a number of seconds and the message to send so often, whatever handlers do.
     ``timeout`` is the number of seconds without a byte from the peer after which it is taken for dead (None: the kernel's keep-alive decides).
+    ``protocol`` makes the codec of each connection, in place of the one that the URL's scheme names.
 
     Up to ``queue`` messages wait while the link is not UP or its peer does not read. When there is no room, ``overflow`` decides: "wait" until
     there is, "drop_oldest", or "error" (Busy, or LinkDown when that is the cause). With ``required`` a worker that does
@@ -118,6 +121,7 @@ class Link:
         url: str,
         *,
         name: str | None = None,
+        protocol: Callable[[], Protocol] | None = None,
         on_message: Callable[[Link, Any], Any] | None = None,
         on_up: Callable[[Link], Any] | None = None,
         on_down: Callable[[Link, BaseException | None], Any] | None = None,
@@ -147,7 +151,7 @@ class Link:
         #: Messages that "drop_oldest" has dropped.
         self.dropped = 0
         self.worker: Any = None
-        self._protocol = protocol_named(self.address.scheme)
+        self._protocol = protocol or protocol_named(self.address.scheme)
         self._handshake = handshake
         self._heartbeat = heartbeat
         self._timeout = timeout
@@ -239,6 +243,11 @@ class Link:
         else:
             self._scope.cancel()
             await self.closed()
+
+    def drop(self, error: ConnectionLost) -> None:
+        """Give the present connection up because of ``error``, and dial anew."""
+        if self._connection is not None and self.state in (State.HANDSHAKE, State.UP):
+            self._connection.abort(error)
 
     async def closed(self) -> None:
         """Return when the link is CLOSED."""

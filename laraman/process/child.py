@@ -1,6 +1,6 @@
 """The life of a Worker inside its child process.
 
-    BOOTING     listener modules, handler, on_load -> WorkerStarting -> on_start -> accepting -> "ready" -> WorkerStarted
+    BOOTING     listener modules, handler, on_load -> WorkerStarting -> on_start -> accepting -> WorkerStarted -> "ready"
     SERVING     until it is told to stop: by the master, by SIGTERM, by the end of the channel
     DRAINING    WorkerStopping -> nothing more is accepted -> on_drain -> tasks and links end -> on_stop
     STOPPED     exit
@@ -36,6 +36,7 @@ from laraman.process.tasks import Tasks
 from laraman.process.worker import import_listeners
 from laraman.protocols import protocol_named
 from laraman.protocols.ipc import Ipc
+from laraman.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -53,6 +54,8 @@ ORPHAN_DRAIN, ORPHAN_LIFE = 0.5, 1.5
 #: Seconds that ``on_stop`` gets even when the deadline has come, and that the end of the tasks gets then, and at most: a link that flushes
 #: may go on meanwhile. Together they are less than what the master adds to the deadline before it kills.
 LAST_SECONDS, TASKS_LEAST, TASKS_MOST = 1.0, 0.6, 3.0
+#: Seconds in which those who are told of WorkerStarted may keep the worker from being ready.
+STARTED_SECONDS = 10.0
 #: Seconds for each of the last things: the channel, what is left on the loop.
 CLOSE_SECONDS = 0.1
 #: Seconds in which what clients have sent before the stop is still read, on connections that say nothing about themselves.
@@ -132,6 +135,7 @@ class Run:
         worker = self._worker
         worker.loop = self._loop
         worker._run = self
+        worker.sandbox = Sandbox()
         current_worker.set(worker)
         logger.info("Started server process [%d]", os.getpid())
         _, self._channel = await self._loop.connect_accepted_socket(lambda: Connection(Ipc(), self, None, "out"), channel)
@@ -186,8 +190,9 @@ class Run:
         self._started = True
         for bind in worker.binds:
             self._servers.append(await self._listen(bind))
+        # Before it is said, because a predecessor is told to stop then: whoever must be in its place by then gets there in a listener.
+        await self._bounded("WorkerStarted", aemit(WorkerStarted(worker=worker)), self._loop.time() + STARTED_SECONDS)
         self._say({"op": "ready"})
-        await aemit(WorkerStarted(worker=worker))
 
     async def _call(self, hook: str, *arguments: Any) -> None:
         function = getattr(self._handler, hook, None)
@@ -208,7 +213,7 @@ class Run:
         worker, handler = self._worker, self._handler
         make = getattr(handler, "connection", None)
         if make is not None:
-            return lambda: make(worker)
+            return lambda: make(worker, bind)
         protocol = protocol_named(bind.address.scheme)
         return lambda: Connection(protocol(), handler, worker, write_timeout=worker.config.timeout_write)
 
@@ -383,6 +388,8 @@ class Run:
             await self._call("on_drain", self._worker, self._deadline)
         else:
             await drain_connections(self._worker)
+        while self._worker.in_flight > 0:  # messages that came over links
+            await asyncio.sleep(0.01)
 
     async def _end_tasks(self, tasks: asyncio.Task[None]) -> None:
         if self._group is not None:

@@ -196,6 +196,7 @@ class Master:
             boot_timeout=config.timeout_worker_boot,
             beat_timeout=config.timeout_worker_healthcheck,
             stop_timeout=config.timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout,
+            exclusive=worker.exclusive,
         )
         if before := self.desired.get(name):
             wanted.slots = before.slots
@@ -255,12 +256,16 @@ class Master:
         return calm
 
     def roll(self) -> list[str]:
-        """Start a rolling reload; the names of the workers that cannot be reloaded, because their code is this process's own."""
+        """Start a rolling reload; the names of the workers that cannot be reloaded, because their code is this process's own.
+
+        Exclusive workers stay: nobody could serve for them meanwhile. A restart replaces them.
+        """
         self.last_roll_error = ""
-        for name, worker in self.workers.items():
+        workers = {name: worker for name, worker in self.workers.items() if not worker.exclusive}
+        for name, worker in workers.items():
             if worker.reloadable:
                 self.desired[name].roll("reload")
-        return [name for name, worker in self.workers.items() if not worker.reloadable]
+        return [name for name, worker in workers.items() if not worker.reloadable]
 
     def stop(self, *, graceful: bool = False, exit_code: int = 0) -> None:
         """Stop the server: with the configured deadlines, or with none. Asked again, the nearer deadline counts."""

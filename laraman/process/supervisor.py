@@ -19,7 +19,9 @@ The rules of a plan:
 4. A slot whose process is not current gets a successor, as long as the worker has at most `surge` processes too many.
    The predecessor is told to stop when the successor is READY, never before.
 5. Whatever else lives in a slot, and every slot beyond the count, is told to stop.
-6. A process that does not boot in time, or does not beat, is hung: it gets a second to write its stack, then it is killed.
+6. Of an *exclusive* worker there is never a second process in a slot: one that is not current is told to stop first, and its successor begins
+   when it is gone.
+7. A process that does not boot in time, or does not beat, is hung: it gets a second to write its stack, then it is killed.
    A process that outlives its deadline is killed.
 
 start, stop, reload, scale, crash, hang and recycling are not operations here: they change `Desired`, or they are observations.
@@ -150,7 +152,7 @@ class Slot:
 class Desired:
     """What is wanted of one worker. ``stop_timeout`` None means no deadline; ``at_once`` kills whatever is left.
 
-    ``rolling`` is True from the advance of the generation until every slot is served by it, or until it could not boot.
+    ``rolling`` is True from the advance of the generation until every slot is served by it, or until it could not boot. ``exclusive`` is rule 6.
     """
 
     count: int
@@ -159,6 +161,7 @@ class Desired:
     boot_timeout: float = 60.0
     beat_timeout: float = 5.0
     stop_timeout: float | None = 8.0
+    exclusive: bool = False
     at_once: bool = False
     rolling: bool = False
     newest: int = 0
@@ -247,6 +250,8 @@ def _counts(process: Process) -> bool:
 def _kept(wanted: Desired, members: list[Process]) -> list[Process]:
     """Those of a slot that stay: the one that serves it and the one that is to succeed it."""
     live = sorted((process for process in members if process.live), key=lambda process: (not process.retiring, process.generation), reverse=True)
+    if wanted.exclusive:
+        return [process for process in live if current(wanted, process)][:1]
     serving = next((process for process in live if process.state is State.READY), None)
     if serving is not None and current(wanted, serving):
         return [serving]
@@ -256,7 +261,7 @@ def _kept(wanted: Desired, members: list[Process]) -> list[Process]:
 
 
 def _wants_spawn(wanted: Desired, slot: int, members: list[Process], keep: list[Process], room: int, now: float) -> bool:
-    if any(process.hung for process in members) or any(current(wanted, process) for process in keep):
+    if any(process.hung for process in members) or any(current(wanted, process) for process in keep) or (wanted.exclusive and members):
         return False
     if keep:
         return room > 0

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from laraman.net.link import Link
     from laraman.process.child import Run
     from laraman.process.tasks import Tasks
+    from laraman.sandbox import Sandbox
 
 
 class Worker:
@@ -36,13 +37,14 @@ class Worker:
     ``address`` is where its processes listen, one or several, or None for a process that only works; ``handler`` an import string, which
     the child imports, so that ``reload`` brings in new code. A class or function is accepted in its place and called without arguments in
     the child (so is what an import string names), any other object is the handler itself; those cannot be reloaded. ``stop_timeout`` is how
-    many seconds a stop may take when it should differ from ``timeout_graceful_shutdown``. Raises ConfigError.
+    many seconds a stop may take when it should differ from ``timeout_graceful_shutdown``. ``exclusive`` is for what only one process can hold,
+    like the clients of a gateway: ``reload`` leaves it alone, and ``restart`` starts the successor when the predecessor is gone. Raises ConfigError.
 
     The handler's methods, each optional and plain or ``async``:
 
         on_load(worker)               imports happen here
         on_start(worker)              before anything is accepted; what it raises refuses the start
-        connection(worker)            the asyncio.Protocol for an accepted connection; without it, a Connection of the address's protocol
+        connection(worker, bind)      the asyncio.Protocol for a connection that ``bind`` accepted; without it, a Connection of the address's protocol
         on_connect(connection)  on_message(connection, message)  on_close(connection)     for such Connections
         on_drain(worker, deadline)    accepting has stopped: finish inbound work before the loop's time ``deadline`` (None: no limit)
         on_stop(worker)               last, when the tasks and links are over; not called when ``on_start`` did not succeed
@@ -56,6 +58,7 @@ class Worker:
         count: int = 1,
         handler: Any = None,
         stop_timeout: float | None = None,
+        exclusive: bool = False,
     ) -> None:
         if not name or not name.isprintable() or any(map(str.isspace, name)):
             raise ConfigError(f"a worker cannot be called {name!r}")
@@ -66,6 +69,7 @@ class Worker:
         self.count = count
         self.handler = handler
         self.stop_timeout = stop_timeout
+        self.exclusive = exclusive
         self.binds = [Bind(text) for text in addresses]
 
         # From here on, what holds in the child.
@@ -74,6 +78,8 @@ class Worker:
         self.config: Config | Any = None
         self.loop: asyncio.AbstractEventLoop | Any = None
         self.tasks: Tasks | Any = None
+        #: Makes the surroundings of one operation; an application's startup may have left its own marks in it.
+        self.sandbox: Sandbox | Any = None
         self.connections: set[Connection] = set()
         self.links: set[Link] = set()
         self.requests = 0

@@ -100,7 +100,7 @@ async def serve(app: Any, **options: Any) -> AsyncIterator[Server]:
     service.app = app
     loop = asyncio.get_running_loop()
     await service.on_start(worker)  # type: ignore[arg-type]
-    listener = await loop.create_server(lambda: service.connection(worker), "127.0.0.1", 0)  # type: ignore[arg-type]
+    listener = await loop.create_server(lambda: service.connection(worker, None), "127.0.0.1", 0)  # type: ignore[arg-type]
     try:
         yield Server(service, listener.sockets[0].getsockname()[1])
     finally:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from laraman.config import cpu_count
+from laraman.config.cpus import cpu_count
 from tests.conftest import DEADLINE, Server, clean_environment, wait_until
 from tests.e2e.apps import FILES
 from tests.e2e.tools import children, get, wait_workers, workers

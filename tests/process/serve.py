@@ -45,6 +45,7 @@ class StandIn:
         self.count = count
         self.reloadable = reloadable
         self.stop_timeout: float | None = None
+        self.exclusive = False
 
     def run(self, slot: int, generation: int, channel: socket.socket, config: Config) -> int:
         self.channel, self.ipc = channel, Ipc()

@@ -36,7 +36,7 @@ class World(RuleBasedStateMachine):
     def begin(self, count: int) -> None:
         self.now = NOW
         self.pid = 0
-        self.desired = {"http": Desired(count), "ticker": Desired(1)}
+        self.desired = {"http": Desired(count), "ticker": Desired(1), "gateway": Desired(1, exclusive=True)}
         self.processes: list[Process] = []
         self.killed: set[int] = set()
         self.fatal = False
@@ -65,16 +65,19 @@ class World(RuleBasedStateMachine):
         assert len(spawned) == len(set(spawned)), "one spawn per slot"
         for action in actions:
             match action:
+                case Spawn("gateway", slot, _):
+                    assert not [other for other in self.alive() if (other.worker, other.slot) == ("gateway", slot)], "two at a time"
                 case Kill(process):
                     assert process.pid not in self.killed, "killed twice"
                     self.killed.add(process.pid)
-                case Stop(process, "reload", _, _) if process.state is State.READY:
+                case Stop(process, "reload", _, _) if process.state is State.READY and process.worker != "gateway":
                     assert any(
                         other.worker == process.worker
                         and other.slot == process.slot
-                        and (other.generation > process.generation or (process.retiring and not other.retiring))
+                        and other.pid not in touched
+                        and (other.generation > process.generation or process.retiring)
                         for other in self.alive(State.READY)
-                    ), "stopped before a successor was READY"
+                    ), "stopped while no other serves"
 
     @rule()
     def obey(self) -> None:
@@ -113,7 +116,7 @@ class World(RuleBasedStateMachine):
         assert (verdict is Verdict.EXPECTED) == process.dismissed
         process.to(State.EXITED)
 
-    @rule(worker=st.sampled_from(["http", "ticker"]))
+    @rule(worker=st.sampled_from(["http", "ticker", "gateway"]))
     def reload(self, worker: str) -> None:
         self.desired[worker].roll("reload")
 

@@ -703,7 +703,7 @@ def test_a_handler_with_connections_of_its_own(start: Callable[..., Boss]) -> No
             transport.close()
 
     class Handler:
-        def connection(self, worker: Worker) -> asyncio.Protocol:
+        def connection(self, worker: Worker, bind: Any) -> asyncio.Protocol:
             return Greeter()
 
     boss = start(Worker("w", "gopher://127.0.0.1:0", handler=Handler))

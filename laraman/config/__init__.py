@@ -1,0 +1,220 @@
+"""The configuration: one frozen dataclass whose fields carry their default, flag, environment variable and help.
+
+There is no second list anywhere: the command line's parser, the loader and the README's table are all made from these fields.
+
+A value comes from the first of: the command line, ``LARAMAN_<FIELD>``, uvicorn's own variable, ``[tool.laraman]`` in
+pyproject.toml, the default.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from laraman.config.cpus import cpu_count
+from laraman.config.gateway import GATEWAY, GatewayConfig
+from laraman.config.options import Section, choices, default_text, flags, is_switch, option
+from laraman.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from dataclasses import Field
+    from pathlib import Path
+
+VERSION = "0.1.0"
+
+NO_GATEWAY = GatewayConfig()
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+
+
+def _workers(text: str) -> int:
+    """``4``, ``auto`` (one per CPU that this process may use) or ``auto*2``."""
+    match = re.fullmatch(r"auto(?:\*(\d+))?", text)
+    if match:
+        return cpu_count() * int(match[1] or 1)
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a whole number nor 'auto' nor 'auto*N'") from None
+
+
+def _header(text: str) -> str:
+    """``Name:Value``, split at the first colon as uvicorn does; what may not go on the wire is refused."""
+    name, colon, value = text.partition(":")
+    if not colon or not _TOKEN.fullmatch(name):
+        raise ValueError(f"{text!r} is not of the form Name:Value")
+    if not value.replace("\t", " ").isprintable() or any(ord(character) > 255 for character in value):
+        raise ValueError(f"the value of {name} has characters that a header may not hold")
+    return text
+
+
+def _name(text: str) -> str:
+    """The instance's name becomes the name of a directory."""
+    if text and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", text):
+        raise ValueError(f"{text!r} is not a name: letters, digits, '_', '-' and '.', 64 at most, not starting with '.' or '-'")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that can be configured. Times are in seconds, sizes in bytes.
+
+    ``Config.load`` checks values; the constructor takes them as they are.
+    """
+
+    app: str = option("", "The application: package.module:attribute.", flags=("APP",))
+    factory: bool = option(False, "Call the application to get the application.")
+    app_dir: str = option("", "Directory to import the application from; the working directory when empty.", metavar="DIRECTORY")
+    listeners: tuple[str, ...] = option((), "Module that registers event listeners; repeatable.", flags=("--listener",), metavar="MODULE")
+    gateway: GatewayConfig = option(
+        NO_GATEWAY, "Run a websocket gateway that accepts browsers at this address, and let the workers talk to it.", metavar="HOST:PORT"
+    )
+
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
+    uds: str = option("", "Listen on this unix socket instead.", metavar="PATH")
+    fd: int | None = option(None, "Listen on this inherited file descriptor instead.", low=0)
+    backlog: int = option(2048, "Connections the kernel may queue before they are accepted.", low=0, high=2**31 - 1)
+
+    workers: int = option(
+        1,
+        "Worker processes: a number, `auto` (the CPUs this process may use) or `auto*N`.",
+        env=("UVICORN_WORKERS", "WEB_CONCURRENCY"),
+        low=1,
+        high=4096,
+        parse=_workers,
+        metavar="NUMBER|auto",
+    )
+    daemon: bool = option(False, "Run in the background; the command returns when the server is ready.", flags=("-d", "--daemon"))
+    name: str = option("", "Name of this instance; the port when empty.", parse=_name)
+    state_dir: str = option("", "Directory of the pid file and the control socket; .laraman/<name> when empty.", metavar="DIRECTORY")
+
+    loop: Literal["auto", "uvloop", "asyncio"] = option("auto", "Event loop of the workers.")
+    http: Literal["auto", "httptools", "h11"] = option("auto", "HTTP/1.1 parser.")
+    ws: Literal["auto", "wsproto", "none"] = option("auto", "WebSocket implementation; `none` answers upgrades as plain requests.")
+    ws_max_size: int = option(16 * 1024 * 1024, "Largest WebSocket message.", low=1)
+    ws_ping_interval: float = option(20.0, "Seconds between WebSocket pings; 0 sends none.", low=0)
+    ws_ping_timeout: float = option(20.0, "Seconds to wait for a pong before the WebSocket is closed; 0 waits for ever.", low=0)
+    ws_per_message_deflate: bool = option(True, "Offer WebSocket compression.", metavar="BOOLEAN")
+    lifespan: Literal["auto", "on", "off"] = option("auto", "ASGI lifespan protocol.")
+    root_path: str = option("", "ASGI root_path: the prefix under which a proxy serves the application.", metavar="PATH")
+    server_header: bool = option(True, "Send the default Server header.")
+    date_header: bool = option(True, "Send the default Date header.")
+    header: tuple[str, ...] = option(
+        (), "Name:Value header added to every response; repeatable.", env=("UVICORN_HEADERS",), parse=_header, metavar="NAME:VALUE"
+    )
+
+    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option("info", "Least level that is logged.")
+    access_log: bool = option(True, "Log every request.")
+    log_file: str = option("", "Log to this file instead of stdout and stderr.", metavar="PATH")
+    use_colors: bool | None = option(None, "Colour the log; by default when it goes to a terminal.")
+
+    limit_concurrency: int | None = option(None, "Connections or running requests per worker from which on 503 is answered.", low=1)
+    limit_max_requests: int | None = option(None, "Requests after which a worker is replaced; its successor is ready first.", low=1)
+    limit_max_requests_jitter: int = option(0, "A random number up to this is added to limit_max_requests, for each worker anew.", low=0)
+    limit_request_line: int = option(8190, "Longest request line.", low=64)
+    limit_request_head: int = option(64 * 1024, "Largest request head: request line and header fields.", low=256)
+    limit_request_fields: int = option(100, "Most header fields of a request.", low=1)
+    limit_request_body: int = option(1024**3, "Largest request body; 0 for no limit.", low=0)
+
+    timeout_keep_alive: float = option(5.0, "Seconds an idle connection is kept; 0 closes it after each response.", low=0)
+    timeout_request_header: float = option(10.0, "Seconds a request head may take to arrive; 0 for no limit.", low=0)
+    timeout_request_body: float = option(
+        30.0, "Seconds a request body may make no progress while the application waits for it; 0 for no limit.", low=0
+    )
+    timeout_write: float = option(60.0, "Seconds a client may read nothing of a response that waits for it; 0 for no limit.", low=0)
+    timeout_graceful_shutdown: float = option(8.0, "Seconds that running requests get to finish when a worker stops.", low=0)
+    timeout_worker_healthcheck: float = option(5.0, "Seconds without a beat after which a worker counts as hung and is replaced.", low=0.1)
+    timeout_worker_boot: float = option(60.0, "Seconds a worker may take to become ready.", low=0.1)
+
+    @classmethod
+    def load(
+        cls,
+        cli: Mapping[str, Any],
+        env: Mapping[str, str],
+        pyproject: Path | None,
+        only: Iterable[str] = (),
+        gateway: Mapping[str, Any] | None = None,
+    ) -> Config:
+        """The configuration from the command line, the environment and the file; a file that does not exist is no error.
+
+        ``cli`` maps field names to a text, a list of texts or a bool; None is "not given". Raises ConfigError with one line that
+        names the source. With ``only``, other options are not looked at: a mistake in one of them keeps nobody from stopping a server.
+        ``gateway`` are options of a command line that is a gateway's.
+        """
+        table = _tool_table(pyproject)
+        file = str(pyproject)
+        if not only:
+            SERVER.check_names(table, file)
+        plain = [name for name in only or OPTIONS if name != "gateway"]
+        values = SERVER.values(cli, env, table, file, plain)
+        if not only:
+            given = dict(gateway or {})
+            if cli.get("gateway") is not None:
+                given["listen"] = cli["gateway"]
+            values["gateway"] = GatewayConfig.load(given, env, table.get("gateway", {}), file)
+        return cls(**values)
+
+
+SERVER = Section.of(Config, "[tool.laraman]", "LARAMAN_", "UVICORN_")
+OPTIONS = SERVER.options
+
+
+def env_names(wanted: Field[Any]) -> tuple[str, ...]:
+    """The environment variables of a server option, the strongest first."""
+    return SERVER.env_names(wanted)
+
+
+def options_table() -> str:
+    """The README's table of all options, in markdown."""
+    lines = ["| Option | In pyproject.toml | Default | Meaning |", "|---|---|---|---|"]
+    for wanted in OPTIONS.values():
+        lines.append(f"| {_spelling(wanted)} | `{wanted.name}` | {default_text(wanted, '`')} | {_meaning(wanted)} |")
+    return "\n".join(lines)
+
+
+def gateway_table() -> str:
+    """The README's table of ``[tool.laraman.gateway]``, in markdown."""
+    lines = ["| In pyproject.toml | Default | Meaning |", "|---|---|---|"]
+    for wanted in GATEWAY.options.values():
+        if wanted.metadata:
+            lines.append(f"| `{wanted.name}` | {default_text(wanted, '`')} | {_meaning(wanted)} |")
+    return "\n".join(lines)
+
+
+def _spelling(wanted: Field[Any]) -> str:
+    spelling = ", ".join(f"`{flag}`" for flag in flags(wanted))
+    return f"{spelling} / `--no-{flags(wanted)[-1][2:]}`" if is_switch(wanted) else spelling
+
+
+def _meaning(wanted: Field[Any]) -> str:
+    words = ", ".join(f"`{word}`" for word in choices(wanted))
+    return f"{wanted.metadata['help']} One of {words}." if words else str(wanted.metadata["help"])
+
+
+def _tool_table(pyproject: Path | None) -> dict[str, Any]:
+    if pyproject is None:
+        return {}
+    try:
+        text = pyproject.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as exc:
+        raise ConfigError(f"{pyproject}: cannot be read: {exc.strerror or exc}") from None
+    import tomllib  # a start without a file does without it
+
+    try:
+        document = tomllib.loads(text.decode())
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{pyproject}: is not UTF-8 (at byte {exc.start})") from None
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{pyproject}: {exc}") from None
+    except RecursionError:
+        raise ConfigError(f"{pyproject}: is nested too deeply") from None
+    table = document.get("tool", {})
+    table = table.get("laraman", {}) if isinstance(table, dict) else {}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{pyproject}: [tool.laraman] is not a table")
+    return table

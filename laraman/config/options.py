@@ -1,0 +1,218 @@
+"""Options: dataclass fields that carry their default, flag, environment variable, bounds and help, and what is read from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from laraman.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from dataclasses import Field
+
+_TRUE = ("1", "true", "t", "yes", "y", "on")
+_FALSE = ("0", "false", "f", "no", "n", "off")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flags: tuple[str, ...] = (),
+    env: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    parse: Callable[[str], Any] | None = None,
+    metavar: str = "",
+) -> Any:
+    """A field. ``flags`` and ``env`` only where they are not ``--field-name`` and the section's own names; bounds are inclusive.
+
+    ``parse`` turns the text of one value into the value and raises ValueError. A bool with a ``metavar`` takes its value as a word.
+    """
+    metadata = {"help": help, "flags": flags, "env": env, "low": low, "high": high, "parse": parse, "metavar": metavar}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Section:
+    """The options of one dataclass. ``title`` is its table in pyproject.toml, ``prefixes`` begin its environment variables, the strongest first.
+
+    A field without metadata is no option: it has a loader of its own.
+    """
+
+    title: str
+    prefixes: tuple[str, ...]
+    options: Mapping[str, Field[Any]]
+
+    @classmethod
+    def of(cls, dataclass: type, title: str, *prefixes: str) -> Section:
+        options = {option.name: option for option in fields(dataclass)}
+        hints = get_type_hints(dataclass)
+        _TYPES.update({option: hints[name] for name, option in options.items()})
+        return cls(title, prefixes, options)
+
+    def values(self, cli: Mapping[str, Any], env: Mapping[str, str], table: Mapping[str, Any], file: str, names: Iterable[str]) -> dict[str, Any]:
+        """The values that are given for the options ``names``, each from its strongest source. Raises ConfigError with one line that names it."""
+        found = {}
+        for name in names:
+            wanted = self.options[name]
+            for source, raw in self._sources(wanted, cli, env, table, file):
+                found[name] = _value(wanted, raw, source)
+                break
+        return found
+
+    def env_names(self, wanted: Field[Any]) -> tuple[str, ...]:
+        """Its environment variables, the strongest first."""
+        first, *others = (f"{prefix}{wanted.name.upper()}" for prefix in self.prefixes)
+        return (first, *(wanted.metadata["env"] or others))
+
+    def check_names(self, table: Mapping[str, Any], file: str, spelled: Mapping[str, str] | None = None) -> None:
+        """Raises ConfigError for a key of the table that is no option."""
+        for name in table:
+            if name not in self.options:
+                word = (spelled or {}).get(name, name)
+                raise ConfigError(f"{file}: {self.title} has no option {word!r}{did_you_mean(name, self.options)}")
+
+    def _sources(
+        self, wanted: Field[Any], cli: Mapping[str, Any], env: Mapping[str, str], table: Mapping[str, Any], file: str
+    ) -> Iterable[tuple[str, Any]]:
+        """Where a value for it is found, the strongest first: (what to call the source, the value)."""
+        if cli.get(wanted.name) is not None:
+            yield flags(wanted)[-1], cli[wanted.name]
+        for name in self.env_names(wanted):
+            if env.get(name):  # an empty variable is an unset one, as in uvicorn
+                yield name, env[name].split() if kind(wanted) is tuple else env[name]
+        if wanted.name in table:
+            raw = table[wanted.name]
+            source = f"{file}: {self.title} {wanted.name}"
+            if not _is_toml_type(wanted, raw):
+                raise ConfigError(f"{source}: {raw!r} is not {_WORDS[kind(wanted)]}")
+            yield source, raw
+
+
+_TYPES: dict[Field[Any], Any] = {}
+
+
+def flags(wanted: Field[Any]) -> tuple[str, ...]:
+    """How the command line spells it, without the ``--no-`` forms; ("APP",) for the one positional."""
+    special: tuple[str, ...] = wanted.metadata["flags"]
+    return special or (f"--{wanted.name.replace('_', '-')}",)
+
+
+def kind(wanted: Field[Any]) -> type:
+    """The type of its values: bool, int, float, str or tuple (a repeatable wanted)."""
+    hint = _TYPES[wanted]
+    if choices(wanted):
+        return str
+    if hint not in (bool, int, float, str):
+        hint = next((part for part in get_args(hint) if part in (bool, int)), tuple)  # "int | None", else "tuple[...]"
+    return hint  # type: ignore[no-any-return]
+
+
+def choices(wanted: Field[Any]) -> tuple[str, ...]:
+    """The words it may be; empty when it is not a choice."""
+    return tuple(part for part in get_args(_TYPES[wanted]) if isinstance(part, str))
+
+
+def default_text(wanted: Field[Any], quote: str = "") -> str:
+    """Its default as a user would write it; "" when there is none."""
+    value = wanted.default
+    if not isinstance(value, (bool, int, float, str)) or value == "":
+        return ",".join(value) if isinstance(value, tuple) else ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{quote}{value:g}{quote}" if isinstance(value, float) else f"{quote}{value}{quote}"
+
+
+def is_switch(wanted: Field[Any]) -> bool:
+    """Whether its flag takes no value and has a ``--no-`` form."""
+    return kind(wanted) is bool and not wanted.metadata["metavar"]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'port'?`` or nothing, to end an error line with."""
+    from difflib import get_close_matches  # only errors need it
+
+    close = get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# Values ---------------------------------------------------------------------------------------------------------------------------
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", tuple: "a list of strings"}
+
+
+def _is_toml_type(wanted: Field[Any], raw: Any) -> bool:
+    expected = kind(wanted)
+    if expected is tuple:
+        return isinstance(raw, list) and all(isinstance(item, str) for item in raw)
+    if expected is int:
+        return type(raw) is int or (isinstance(raw, str) and wanted.metadata["parse"] is not None)  # not isinstance: a bool is an int
+    if expected is float:
+        return type(raw) in (int, float)
+    return isinstance(raw, expected)
+
+
+def _value(wanted: Field[Any], raw: Any, source: str) -> Any:
+    try:
+        if kind(wanted) is tuple:
+            return tuple(_one(wanted, item) for item in raw)
+        return _one(wanted, raw)
+    except ValueError as exc:
+        raise ConfigError(f"{source}: {exc}") from None
+
+
+def _one(wanted: Field[Any], raw: Any) -> Any:
+    value = raw
+    if isinstance(raw, str):
+        value = (wanted.metadata["parse"] or _PARSERS[kind(wanted)])(raw)
+    words = choices(wanted)
+    if words:
+        value = value.lower()
+        if value not in words:
+            raise ValueError(f"{raw!r} is not one of {', '.join(words)}")
+    if type(value) in (int, float):
+        value = kind(wanted)(value)
+        _check_range(value, wanted.metadata["low"], wanted.metadata["high"])
+    return value
+
+
+def _check_range(value: float, low: float | None, high: float | None) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    if low is not None and high is not None and not low <= value <= high:
+        raise ValueError(f"{value} is not in {low}..{high}")
+    if low is not None and value < low:
+        raise ValueError(f"{value} is less than {low}")
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in _TRUE + _FALSE:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text.lower() in _TRUE
+
+
+def _text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("contains a NUL character")
+    return text
+
+
+_PARSERS: dict[type, Callable[[str], Any]] = {bool: _boolean, int: _whole_number, float: _number, str: _text, tuple: _text}
