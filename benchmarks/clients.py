@@ -1,4 +1,4 @@
-"""The load that wrk cannot make: pipelined websocket echoes, and thousands of idle connections.
+"""The load that wrk cannot make: websocket echoes, a thousand websockets that are told the news, thousands of idle connections.
 
 Run by run.py as processes of their own, pinned to another CPU than the server: ``python -m benchmarks.clients echo PORT SECONDS``.
 """
@@ -18,6 +18,11 @@ MASK = b"\x12\x34\x56\x78"
 #: RFC 6455 section 5.2: a final binary frame of 32 bytes; a client masks, a server does not.
 QUESTION = b"\x82" + bytes([0x80 | len(PAYLOAD)]) + MASK + bytes(byte ^ MASK[at % 4] for at, byte in enumerate(PAYLOAD))
 ANSWER = b"\x82" + bytes([len(PAYLOAD)]) + PAYLOAD
+
+NEWS = b"\x82\x40" + b"n" * 64
+LISTENERS = 1000
+#: Broadcasts that are asked for at once; so many more are asked for when half of them have arrived everywhere.
+BATCH = 20
 
 CONNECTIONS = 32
 WINDOW = 32  # messages on their way per connection
@@ -46,8 +51,14 @@ def read_head(connection: socket.socket) -> tuple[bytes, bytes]:
     return head, rest
 
 
-def upgrade(port: int) -> socket.socket:
-    connection = connect(port)
+def frame(payload: bytes) -> bytes:
+    """A final binary frame of a client, with at most 125 bytes."""
+    return b"\x82" + bytes([0x80 | len(payload)]) + MASK + bytes(byte ^ MASK[at % 4] for at, byte in enumerate(payload))
+
+
+def upgrade(port: int, source: int = 1) -> socket.socket:
+    """An open websocket."""
+    connection = connect(port, source)
     key = base64.b64encode(os.urandom(16)).decode()
     connection.sendall(
         f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -56,6 +67,12 @@ def upgrade(port: int) -> socket.socket:
     head, rest = read_head(connection)
     if b" 101 " not in head.split(b"\r\n")[0] or rest:
         raise ConnectionError(f"no upgrade: {head!r}")
+    return connection
+
+
+def upgraded(port: int) -> socket.socket:
+    """An open websocket that has been seen to echo."""
+    connection = upgrade(port)
     connection.sendall(QUESTION)
     answer = b""
     while len(answer) < len(ANSWER):
@@ -69,7 +86,7 @@ def echo(port: int, seconds: float) -> dict[str, float]:
     """Keep WINDOW messages on their way on each connection for ``seconds``, and count the answers."""
     poller = select.epoll()
     connections = {}
-    for connection in (upgrade(port) for _ in range(CONNECTIONS)):
+    for connection in (upgraded(port) for _ in range(CONNECTIONS)):
         connections[connection.fileno()] = connection
         poller.register(connection, select.EPOLLIN)
     received = dict.fromkeys(connections, 0)  # bytes
@@ -89,6 +106,60 @@ def echo(port: int, seconds: float) -> dict[str, float]:
     return {"messages": answered, "seconds": now - began}
 
 
+def ping_pong(port: int, seconds: float) -> dict[str, float]:
+    """One message on its way on each of 64 websockets, for ``seconds``: how many were answered, and how fast."""
+    poller = select.epoll()
+    connections = {}
+    for connection in (upgraded(port) for _ in range(64)):
+        connections[connection.fileno()] = connection
+        poller.register(connection, select.EPOLLIN)
+    sent = dict.fromkeys(connections, time.monotonic())
+    took = []
+    began = time.monotonic()
+    for connection in connections.values():
+        connection.sendall(QUESTION)
+    while (now := time.monotonic()) - began < seconds:
+        for fd, _ in poller.poll(1):
+            if connections[fd].recv(65536) != ANSWER:
+                raise ConnectionError("not one whole answer")
+            now = time.monotonic()
+            took.append(now - sent[fd])
+            sent[fd] = now
+            connections[fd].sendall(QUESTION)
+    took.sort()
+    return {"messages": len(took), "seconds": now - began, "p99_ms": took[len(took) * 99 // 100] * 1000}
+
+
+def fan_out(port: int, seconds: float) -> dict[str, float]:
+    """LISTENERS websockets and one that asks for news: how many messages arrived at all of them together."""
+    poller = select.epoll()
+    connections = {}
+    for connection in (upgrade(port, 1 + number % SOURCES) for number in range(LISTENERS)):
+        connections[connection.fileno()] = connection
+        poller.register(connection, select.EPOLLIN)
+    asker = upgraded(port)
+    connections[asker.fileno()] = asker
+    poller.register(asker, select.EPOLLIN)
+    received = asked = 0
+    per_batch = BATCH * len(connections) * len(NEWS)
+    began = time.monotonic()
+    while (now := time.monotonic()) - began < seconds:
+        while asked * per_batch - received <= per_batch // 2:
+            asker.sendall(frame(b"#%d" % BATCH))
+            asked += 1
+        for fd, _ in poller.poll(1):
+            piece = connections[fd].recv(65536)
+            if not piece:
+                raise ConnectionError("the server closed a connection")
+            received += len(piece)
+    return {"messages": received / len(NEWS), "seconds": now - began}
+
+
+def websockets(port: int, count: int) -> None:
+    """Open ``count`` websockets, say so, and hold them until stdin closes."""
+    hold([upgrade(port, 1 + number % SOURCES) for number in range(count)])
+
+
 def idle(port: int, count: int) -> None:
     """Open ``count`` keep-alive connections that make one request each, say so, and hold them until stdin closes."""
     request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
@@ -98,7 +169,11 @@ def idle(port: int, count: int) -> None:
         connection.sendall(request)
         read_head(connection)
         connections.append(connection)
-    print(json.dumps({"open": count}), flush=True)
+    hold(connections)
+
+
+def hold(connections: list[socket.socket]) -> None:
+    print(json.dumps({"open": len(connections)}), flush=True)
     sys.stdin.read()
     print(json.dumps({"open": sum(map(is_open, connections))}), flush=True)
 
@@ -118,7 +193,8 @@ def is_open(connection: socket.socket) -> bool:
 
 if __name__ == "__main__":
     kind, port, number = sys.argv[1:]
-    if kind == "echo":
-        print(json.dumps(echo(int(port), float(number))))
+    timed = {"echo": echo, "ping-pong": ping_pong, "fan-out": fan_out}
+    if kind in timed:
+        print(json.dumps(timed[kind](int(port), float(number))))
     else:
-        idle(int(port), int(number))
+        {"idle": idle, "websockets": websockets}[kind](int(port), int(number))

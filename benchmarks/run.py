@@ -51,6 +51,8 @@ SERVERS = {
     "granian": ["granian", "--interface", "asgi", "--workers", "1", "--no-access-log", "--backpressure", "20000"],
 }
 PEERS = ("uvicorn", "granian")  # what the ratios are to
+#: The peers have no gateway: these scenarios are laraman's alone.
+GATEWAY_APP = "benchmarks.gateway_app:app"
 
 Sample = dict[str, float]
 
@@ -62,9 +64,10 @@ class Failed(Exception):
 class Target:
     """A running server: where it listens, and what its processes have used."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, directory: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, gateway_port: int, directory: str) -> None:
         self.process = process
         self.port = port
+        self.gateway_port = gateway_port
         self.directory = directory
 
     def pids(self) -> list[int]:
@@ -78,13 +81,18 @@ class Target:
             found += children.get(pid, [])
         return found
 
-    def cpu_seconds(self) -> float:
-        """User and system time of all its processes so far."""
-        return sum(int(fields[11]) + int(fields[12]) for pid in self.pids() if (fields := _stat(pid))) / TICK
+    def named(self, worker: str) -> list[int]:
+        """The processes of one of laraman's workers; all of the server when it is ""."""
+        pids = self.pids()
+        return [pid for pid in pids if _title(pid).startswith(f"laraman: {worker} ")] if worker else pids
 
-    def memory(self, field: str) -> int:
+    def cpu_seconds(self, worker: str = "") -> float:
+        """User and system time of all its processes so far."""
+        return sum(int(fields[11]) + int(fields[12]) for pid in self.named(worker) if (fields := _stat(pid))) / TICK
+
+    def memory(self, field: str, worker: str = "") -> int:
         """KiB of all its processes: VmRSS is now, VmHWM the peak."""
-        return sum(_status(pid, field) for pid in self.pids())
+        return sum(_status(pid, field) for pid in self.named(worker))
 
 
 def _stat(pid: int) -> list[str]:
@@ -93,6 +101,13 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 def _status(pid: int, field: str) -> int:
@@ -110,21 +125,22 @@ def pinned(cpu: int) -> Callable[[], None]:
 @contextmanager
 def serving(name: str, app: str, directory: str) -> Iterator[Target]:
     """Start a server on SERVER_CPU, wait until it answers, and see to it that nothing of it is left."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, gateway_port, *inner = _free_ports(4)
     command = [sys.executable, "-m", SERVERS[name][0], *SERVERS[name][1:], "--port", str(port), app]
+    if app == GATEWAY_APP:
+        command += ["--gateway", f"127.0.0.1:{gateway_port}"]
+    addresses = dict(zip(("LARAMAN_GATEWAY_WORKER_ADDR", "LARAMAN_GATEWAY_TASK_ADDR"), (f"127.0.0.1:{port}" for port in inner), strict=True))
     with open(Path(directory) / f"{name}.log", "wb") as log:
         process = subprocess.Popen(
             command,
             cwd=directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "LARAMAN_GATEWAY_RATE": "0", **addresses},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             preexec_fn=pinned(SERVER_CPU),
         )
-    target = Target(process, port, directory)
+    target = Target(process, port, gateway_port, directory)
     try:
         _wait_until_it_answers(target, Path(log.name))
         yield target
@@ -138,6 +154,16 @@ def serving(name: str, app: str, directory: str) -> Iterator[Target]:
         for pid in pids:
             _kill(pid)
         process.wait(10)
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
 
 
 def _kill(pid: int) -> None:
@@ -203,8 +229,8 @@ def ws_echo(target: Target, seconds: int) -> Sample:
     return _sample(target, answer["messages"], answer["seconds"], target.cpu_seconds() - used)
 
 
-def _client(target: Target, kind: str, number: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.clients", kind, str(target.port), str(number)]
+def _client(target: Target, kind: str, number: int, port: int = 0) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.clients", kind, str(port or target.port), str(number)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=number + 60, preexec_fn=pinned(LOAD_CPU))
     if done.returncode:
         raise Failed("the client gave up")
@@ -212,18 +238,47 @@ def _client(target: Target, kind: str, number: int) -> dict[str, Any]:
     return answer
 
 
+def gateway_echo(target: Target, seconds: int) -> Sample:
+    """Browser, gateway, worker, ``single_cast``, gateway, browser: with the CPU time of worker and gateway for one message and its answer."""
+    return _through_the_gateway(target, "ping-pong", seconds)
+
+
+def gateway_fan_out(target: Target, seconds: int) -> Sample:
+    """Broadcasts of 64 bytes to 1,000 browsers: messages delivered, and the gateway's CPU time for each."""
+    return _through_the_gateway(target, "fan-out", seconds)
+
+
+def _through_the_gateway(target: Target, kind: str, seconds: int) -> Sample:
+    _client(target, kind, 1, target.gateway_port)
+    used = [target.cpu_seconds(worker) for worker in ("http", "gateway")]
+    answer = _client(target, kind, seconds, target.gateway_port)
+    worker, gateway = (target.cpu_seconds(name) - before for name, before in zip(("http", "gateway"), used, strict=True))
+    count = answer["messages"]
+    sample = {"rate": count / answer["seconds"], "worker_cpu_us": worker / count * 1e6, "gateway_cpu_us": gateway / count * 1e6}
+    return sample | ({"p99_ms": answer["p99_ms"]} if "p99_ms" in answer else {"per_core": count / gateway})
+
+
+def gateway_idle(target: Target, seconds: int) -> Sample:
+    """What IDLE_CONNECTIONS browsers that say nothing cost the gateway."""
+    return _idle(target, "websockets", target.gateway_port, "gateway")
+
+
 def idle(target: Target, seconds: int) -> Sample:
     """What IDLE_CONNECTIONS keep-alive connections cost the server, each after one request: memory, and CPU time while they do nothing."""
-    before = target.memory("VmRSS")
-    command = [sys.executable, "-m", "benchmarks.clients", "idle", str(target.port), str(IDLE_CONNECTIONS)]
+    return _idle(target, "idle", target.port, "")
+
+
+def _idle(target: Target, kind: str, port: int, worker: str) -> Sample:
+    before = target.memory("VmRSS", worker)
+    command = [sys.executable, "-m", "benchmarks.clients", kind, str(port), str(IDLE_CONNECTIONS)]
     client = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=pinned(LOAD_CPU), text=True)
     try:
         if not client.stdout.readline():  # type: ignore[union-attr]
             raise Failed(f"did not take {IDLE_CONNECTIONS} connections")
-        used = target.cpu_seconds()
+        used = target.cpu_seconds(worker)
         time.sleep(IDLE_SECONDS)
-        used = target.cpu_seconds() - used
-        grown = target.memory("VmRSS") - before
+        used = target.cpu_seconds(worker) - used
+        grown = target.memory("VmRSS", worker) - before
         left = json.loads(client.communicate("", 60)[0])["open"]
     finally:
         client.kill()
@@ -239,6 +294,9 @@ SCENARIOS: dict[str, tuple[str, Callable[[Target, int], Sample]]] = {
     "fastapi": ("benchmarks.fastapi_app:app", with_wrk("/items/7?tag=fresh")),
     "ws-echo": ("benchmarks.apps:ws_echo", ws_echo),
     "idle": ("benchmarks.apps:hello", idle),
+    "gateway-echo": (GATEWAY_APP, gateway_echo),
+    "gateway-fan-out": (GATEWAY_APP, gateway_fan_out),
+    "gateway-idle": (GATEWAY_APP, gateway_idle),
 }
 
 
@@ -248,6 +306,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[Target, int], Sample]]] = {
 def compare(scenario: str, servers: list[str], rounds: int, seconds: int, directory: str) -> dict[str, list[Sample]]:
     """All samples of a scenario, by server. A server that fails is said to have, and is left out of the rest of the rounds."""
     app, measure = SCENARIOS[scenario]
+    servers = [name for name in servers if name == "laraman" or app != GATEWAY_APP]
     samples: dict[str, list[Sample]] = {name: [] for name in servers}
     for number in range(rounds):
         at = number % len(servers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -17,15 +18,24 @@ HISTORY = ROOT / "benchmarks" / "history.jsonl"
 
 
 def benchmark() -> str:
-    """The last line of the history as tables, with what it was measured on."""
+    """What was measured last of each scenario as tables, with what it was measured on."""
     if not HISTORY.exists():
         return "Not measured yet."
-    run = json.loads(HISTORY.read_text().splitlines()[-1])
-    tables = "\n\n".join(table(scenario, results) for scenario, results in run["results"].items())
+    runs = [json.loads(line) for line in HISTORY.read_text().splitlines()]
+    last = {scenario: run for run in runs for scenario in run["results"]}
+    parts = []
+    for run in runs:
+        tables = [table(scenario, run["results"][scenario]) for scenario, found in last.items() if found is run]
+        if tables:
+            parts.append("\n\n".join([*tables, _measured(run)]))
+    return "\n\n".join(parts)
+
+
+def _measured(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     machine = run["machine"]
     return (
-        f"{tables}\n\nMeasured {run['date'][:10]} at commit {run['commit']}, {run['rounds']} rounds of {run['seconds']} s, "
+        f"Measured {run['date'][:10]} at commit {run['commit']}, {run['rounds']} rounds of {run['seconds']} s, "
         f"{machine['cpu']} with {machine['cores']} CPUs, Linux {machine['kernel']}, Python {run['python']}: {versions}."
     )
 
