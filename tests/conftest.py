@@ -49,6 +49,7 @@ class Server:
     def __init__(self, directory: Path, arguments: tuple[str, ...], environ: Mapping[str, str]) -> None:
         self.directory = directory
         self.environ = clean_environment(environ)
+        self.gateway = 0  # the port for browsers, in tests that start one
         self._log = directory / "output.txt"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -208,12 +209,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., S
         pytest.fail("\n".join(problems))
 
 
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports of 127.0.0.1 that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
 @pytest.fixture
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 @pytest.fixture(scope="session")
