@@ -1,36 +1,17 @@
-"""The HTTP of a websocket's opening (RFC 6455 section 4.2): what is asked of the request, the 101, and denial responses."""
+"""The HTTP of a websocket's opening (RFC 6455 section 4.2) as ASGI has it: the 101 and denial responses."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from laraman.errors import RemoteProtocolError
-from laraman.protocols.http1 import status_line
-from laraman.protocols.websocket import accept_value
+from laraman.protocols.upgrade import TOKEN, response_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from laraman.asgi.app import Message
-    from laraman.protocols.http1 import Headers
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OWN_FIELDS = frozenset((b"connection", b"upgrade", b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-protocol"))
-
-
-def check_request(headers: Headers) -> tuple[bytes, str]:
-    """The Sec-WebSocket-Accept for this request, and the extensions it offers. Method, HTTP version and Upgrade were checked before.
-
-    Raises RemoteProtocolError: 426 for another version of the protocol, 400 for a key that is none.
-    """
-    fields: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
-        fields.setdefault(name, []).append(value)
-    if fields.get(b"sec-websocket-version") != [b"13"]:
-        raise RemoteProtocolError("Only version 13 of WebSocket is spoken here.", status_hint=426)
-    value = accept_value(b",".join(fields.get(b"sec-websocket-key", ())))
-    return value, b",".join(fields.get(b"sec-websocket-extensions", ())).decode("latin-1")
 
 
 def accept_head(message: Message, offered: Sequence[str], own: Iterable[tuple[bytes, bytes]], default_headers: bytes) -> bytes:
@@ -38,7 +19,7 @@ def accept_head(message: Message, offered: Sequence[str], own: Iterable[tuple[by
     fields = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade"), *own]
     subprotocol = message.get("subprotocol")
     if subprotocol:
-        if subprotocol not in offered or not _TOKEN.fullmatch(subprotocol):
+        if subprotocol not in offered or not TOKEN.fullmatch(subprotocol):
             raise RuntimeError(f"The client has not offered the subprotocol {subprotocol!r}.")
         fields.append((b"sec-websocket-protocol", subprotocol.encode()))
     extra = list(message.get("headers") or ())
@@ -46,21 +27,6 @@ def accept_head(message: Message, offered: Sequence[str], own: Iterable[tuple[by
         if name.lower() in _OWN_FIELDS:
             raise RuntimeError(f"The server sends {name.decode()!r} itself; use 'subprotocol' to choose one.")
     return response_head(101, default_headers, fields, extra)
-
-
-def response_head(status: int, default_headers: bytes, *fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A response head. A default field gives way to one of the same name. Raises RuntimeError for what may not stand in a field."""
-    parts: list[bytes] = []
-    names = set()
-    for name, value in (field for group in fields for field in group):
-        if not _TOKEN.fullmatch(name.decode("latin-1")):
-            raise RuntimeError("Invalid HTTP header name.")
-        if b"\r" in value or b"\n" in value or b"\0" in value:
-            raise RuntimeError("Invalid HTTP header value.")
-        names.add(name.lower())
-        parts += (name, b": ", value, b"\r\n")
-    defaults = [line for line in default_headers.splitlines(keepends=True) if line.partition(b":")[0].lower() not in names]
-    return b"".join((status_line(status), *defaults, *parts, b"\r\n"))
 
 
 class Denial:

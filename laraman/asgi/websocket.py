@@ -23,9 +23,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from laraman.asgi.handshake import Denial, accept_head, check_request, response_head
+from laraman.asgi.handshake import Denial, accept_head
 from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import Connection
+from laraman.protocols.upgrade import check_request, response_head
 from laraman.protocols.websocket import Close, WebSocket, negotiate_deflate
 
 if TYPE_CHECKING:

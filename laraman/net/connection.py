@@ -7,7 +7,8 @@ A handler is any object; each of these methods is optional, and plain or ``async
     on_close(connection)                last, when the handlers before it are over; ``connection.error`` says why it ended
 
 An ``async`` handler that is running holds the messages behind it back. They wait in a bounded queue, and reading pauses when it is full,
-so a peer that sends faster than it is served costs no memory. While nothing waits there is no queue and no task.
+so a peer that sends faster than it is served costs no memory. While nothing waits there is no queue and no task. A plain handler that has no
+room for more says so with ``hold()``, and ``release()`` later.
 
 States of a connection, and what moves it:
 
@@ -42,6 +43,9 @@ MAX_PENDING = 64
 #: Seconds without progress after which a peer that does not read is cut off.
 WRITE_TIMEOUT = 60.0
 
+#: Why reading is paused: messages wait, the protocol has more to do, the peer does not read what the protocol owes it, a handler said ``hold()``.
+_PENDING, _MORE, _OWED, _HELD = 1, 2, 4, 8
+
 _numbers = itertools.count(1)
 
 
@@ -59,6 +63,7 @@ class Connection(asyncio.Protocol):
         "_ended",
         "_gone",
         "_lost",
+        "_parsing",
         "_pending",
         "_reading_held",
         "_receiver",
@@ -103,7 +108,8 @@ class Connection(asyncio.Protocol):
         #: The task in which handlers run, while one does.
         self.running: asyncio.Task[None] | None = None
         self._pending: deque[Any] | None = None
-        self._reading_held = False
+        self._reading_held = 0  # the reasons
+        self._parsing = False  # a further step of the protocol is scheduled
         self._closing_when_idle = False
         self._ended = self._lost = False
         self._drained: asyncio.Future[None] | None = None
@@ -130,6 +136,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.bytes_in += len(data)
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         if self.error is not None:
             return
         try:
@@ -144,6 +153,22 @@ class Connection(asyncio.Protocol):
             return
         for message in messages:
             self._deliver(message)
+        if getattr(self.protocol, "more", False):
+            self._hold_reading(_MORE)
+            self._go_on()
+        elif self._reading_held & _MORE:
+            self._release_reading(_MORE)
+
+    def _go_on(self) -> None:
+        """The next step of a protocol that has more to do, in a turn of its own; not while anything waits before it."""
+        if self._reading_held == _MORE and not self._pending and not self._parsing:
+            self._parsing = True
+            asyncio.get_running_loop().call_soon(self._receive_more)
+
+    def _receive_more(self) -> None:
+        self._parsing = False
+        if self._reading_held == _MORE and not self._pending:
+            self._receive(b"")
 
     def eof_received(self) -> bool | None:
         """The peer sends no more. A client may still read, so what is being handled for it is finished first; a dialled peer has hung up."""
@@ -172,7 +197,9 @@ class Connection(asyncio.Protocol):
             _wake(waiter)
         if self.handler is None:
             self._forget()
-        elif self.running is None:
+            return
+        self._handle_pending()  # it was held, and was received before the end
+        if self.running is None:
             self._settle()
 
     def pause_writing(self) -> None:
@@ -181,6 +208,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.writing_paused = False
         _wake(self._drained)
+        if self._reading_held & _OWED:
+            self._release_reading(_OWED)
 
     # Sending ---------------------------------------------------------------------------------------------------------------------
 
@@ -219,7 +248,7 @@ class Connection(asyncio.Protocol):
             self.bytes_out += len(owed)
             self.transport.write(owed)
             if self.writing_paused:  # it asks and does not read the answers
-                self._hold_reading()
+                self._hold_reading(_OWED)
                 self._watch_writing()
 
     def _watch_writing(self) -> None:
@@ -264,7 +293,7 @@ class Connection(asyncio.Protocol):
         self.messages_in += 1
         if self.worker is not None:
             self.worker.requests += 1
-        if self.running is None:
+        if self.running is None and not self._reading_held & _HELD:
             self._handle("on_message", message)
             return
         if self._pending is None:
@@ -277,24 +306,41 @@ class Connection(asyncio.Protocol):
     def _take(self) -> Any:
         assert self._pending is not None
         message = self._pending.popleft()
-        if self._reading_held and len(self._pending) <= MAX_PENDING // 2:
-            self._release_reading()
+        if self._reading_held:
+            if len(self._pending) <= MAX_PENDING // 2:
+                self._release_reading()
+            self._go_on()
         return message
 
     @property
     def reading_held(self) -> bool:
         """Whether reading is paused because handlers have not kept up: the peer's silence is then ours."""
-        return self._reading_held
+        return self._reading_held != 0
 
-    def _hold_reading(self) -> None:
+    def hold(self) -> None:
+        """For a plain handler: from the next message on they wait, and reading pauses, until ``release``. Idempotent."""
+        self._hold_reading(_HELD)
+
+    def release(self) -> None:
+        """Handle what has waited since ``hold``, and read on. What is handled may say ``hold`` again. Idempotent."""
+        if self._reading_held & _HELD:
+            self._release_reading(_HELD)
+            self._handle_pending()
+            self._go_on()
+
+    def _hold_reading(self, reason: int = _PENDING) -> None:
         if not self._reading_held and not self.transport.is_closing():
-            self._reading_held = True
             self.transport.pause_reading()
+        self._reading_held |= reason
 
-    def _release_reading(self) -> None:
-        self._reading_held = False
-        if not self.transport.is_closing():
+    def _release_reading(self, reason: int = _PENDING) -> None:
+        """Take one reason away; reading goes on when there is none left."""
+        held = self._reading_held
+        self._reading_held = held & ~reason
+        if held and not self._reading_held and not self.transport.is_closing():
             self.transport.resume_reading()
+        elif self._reading_held:
+            self._go_on()
 
     # Handlers --------------------------------------------------------------------------------------------------------------------
 
@@ -317,11 +363,16 @@ class Connection(asyncio.Protocol):
         result = function(self, *arguments)
         return result if result is not None and isawaitable(result) else None
 
+    def _handle_pending(self) -> None:
+        """Handle what a held connection has kept; to its end when there will be no more."""
+        while self._pending and self.running is None and (self._lost or not self._reading_held & _HELD):
+            self._handle("on_message", self._take())
+
     async def _run(self, hook: str, waiting: Awaitable[Any] | None) -> None:
         try:
             if waiting is not None:
                 await waiting
-            while self._pending:
+            while self._pending and (self._lost or not self._reading_held & _HELD):
                 hook = "on_message"
                 waiting = self._call(hook, self._take())
                 if waiting is not None:
@@ -330,7 +381,8 @@ class Connection(asyncio.Protocol):
             self._failed(hook, exc)
         finally:
             self.running = None
-            self._pending = None
+            if not self._reading_held & _HELD:
+                self._pending = None
             if self.worker is not None:
                 self.worker.in_flight -= 1
             self._settle()
@@ -345,7 +397,7 @@ class Connection(asyncio.Protocol):
     def _settle(self) -> None:
         """Nothing is being handled: see what the connection has come to."""
         if not self._lost:
-            if self._reading_held:
+            if self._reading_held & _PENDING and not self._pending:
                 self._release_reading()
             if self._closing_when_idle:
                 self.close()

@@ -7,6 +7,8 @@ A protocol has four methods; a user's own needs the first and the third only:
     send(message) -> bytes                    LocalProtocolError when it may not be sent
     data_to_send() -> bytes                   what the protocol itself owes the peer (a pong, a close echo)
 
+A protocol that bounds the work of one call has an attribute ``more`` besides: while it is true, ``receive_data(b"")`` goes on with what is here.
+
 "More bytes are needed" is never an exception: ``receive_data`` just returns fewer messages.
 """
 

@@ -75,21 +75,23 @@ def accept_value(key: bytes) -> bytes:
     return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
 
 
-def negotiate_deflate(offers: str) -> tuple[Deflate, str] | None:
+def negotiate_deflate(offers: str, *, shared: bool = False) -> tuple[Deflate, str] | None:
     """The first acceptable permessage-deflate among ``offers`` (Sec-WebSocket-Extensions), and the answer to it.
 
     RFC 7692 section 7.1. An offer that is malformed or asks for what zlib cannot do is passed over: compression is not worth a connection.
+    ``shared``: neither side refers to earlier messages, so that one compressed frame serves many clients, and no window is kept for a client;
+    an offer of a window that is smaller than WINDOW_BITS is passed over as well.
     """
     for offer in offers.split(","):
         name, *parameters = (part.strip() for part in offer.split(";"))
         if name.lower() == Deflate.name:
-            deflate = _accept(parameters)
+            deflate = _accept(parameters, shared)
             if deflate is not None:
                 return deflate
     return None
 
 
-def _accept(parameters: list[str]) -> tuple[Deflate, str] | None:
+def _accept(parameters: list[str], shared: bool) -> tuple[Deflate, str] | None:
     asked: dict[str, int | None] = {}
     for parameter in parameters:
         name, separator, value = (part.strip() for part in parameter.partition("="))
@@ -101,8 +103,12 @@ def _accept(parameters: list[str]) -> tuple[Deflate, str] | None:
         asked[name] = _BITS.get(value)
     if "server_max_window_bits" in asked and asked["server_max_window_bits"] in (None, 8):
         return None  # it needs a value, and zlib has no window of 8 bits
-    answer = [Deflate.name, *(name for name in asked if name.endswith("takeover"))]
     server_bits = min(WINDOW_BITS, asked.get("server_max_window_bits") or WINDOW_BITS)
+    if shared:
+        if server_bits < WINDOW_BITS:
+            return None
+        asked.update(server_no_context_takeover=None, client_no_context_takeover=None)
+    answer = [Deflate.name, *(name for name in asked if name.endswith("takeover"))]
     answer.append(f"server_max_window_bits={server_bits}")
     client_bits = 15
     if "client_max_window_bits" in asked:
@@ -381,13 +387,7 @@ class WebSocket:
         return self._data_frame(_FINAL | _BINARY, message)
 
     def _data_frame(self, first: int, payload: bytes) -> bytes:
-        if self._deflate is not None and len(payload) >= COMPRESS_FROM:
-            payload = self._deflate.deflate(payload)
-            first |= _COMPRESSED
-        length = len(payload)
-        if length < 126:
-            return bytes((first, length)) + payload
-        return (struct.pack("!BBH", first, 126, length) if length < 65536 else struct.pack("!BBQ", first, 127, length)) + payload
+        return _frame(first, payload, self._deflate if len(payload) >= COMPRESS_FROM else None)
 
     def ping(self, payload: bytes = b"") -> bytes:
         """A ping frame; ``payload`` has at most 125 bytes."""
@@ -405,6 +405,21 @@ class WebSocket:
 
 #: What an application may close with (RFC 6455 section 7.4.1 and IANA's registry). 1005 sends no code; wsproto makes 1006 and 1015 1000.
 _CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, *range(1005, 1016)))
+
+
+def data_frame(payload: bytes, *, binary: bool, deflate: Deflate | None = None) -> bytes:
+    """One message as a server sends it to any number of clients; with ``deflate`` compressed, for those that negotiated it ``shared``."""
+    return _frame(_FINAL | (_BINARY if binary else _TEXT), payload, deflate)
+
+
+def _frame(first: int, payload: bytes, deflate: Deflate | None) -> bytes:
+    if deflate is not None:
+        payload = deflate.deflate(payload)
+        first |= _COMPRESSED
+    length = len(payload)
+    if length < 126:
+        return bytes((first, length)) + payload
+    return (struct.pack("!BBH", first, 126, length) if length < 65536 else struct.pack("!BBQ", first, 127, length)) + payload
 
 
 def _close_frame(code: int, reason: str) -> bytes:
