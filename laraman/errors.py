@@ -9,6 +9,7 @@
       ConnectionClosed       this side closed the connection
       ConnectionLost         the peer or the network ended it
       LinkDown               the link has no connection at the moment
+      UnknownGateway         no gateway that is configured has this client; a LookupError too
       Busy                   a queue or a limit is full
       IllegalTransition      a state machine was asked for a step its table does not have: a bug, always loud
 """
@@ -62,6 +63,10 @@ class ConnectionLost(LaramanError):
 
 class LinkDown(LaramanError):
     """The link is not connected and the call does not wait for it."""
+
+
+class UnknownGateway(LaramanError, LookupError):
+    """The id of a websocket client begins with an address that no configured gateway has."""
 
 
 class Busy(LaramanError):
