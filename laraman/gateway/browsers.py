@@ -1,0 +1,476 @@
+"""The gateway's side to browsers: who is let in, what comes from them, what goes to them, and how long they may be silent or slow.
+
+A client's phases: HANDSHAKE until the request is answered, OPEN while it is in the registry, ENDING from the close frame on. It leaves the registry,
+and the business side hears so, when it closes, is closed, or is gone, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from laraman.gateway.wheel import Watched
+from laraman.protocols.http1 import HeadParser
+from laraman.protocols.netsvr import EVENT_CLOSE, EVENT_MESSAGE, EVENT_OPEN
+from laraman.protocols.netsvr import netsvr_pb2 as pb
+from laraman.protocols.upgrade import Accept, Answer, Upgrade, WebSocketServer
+from laraman.protocols.websocket import Close, Deflate, data_frame
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+
+    from laraman.config.gateway import GatewayConfig
+    from laraman.gateway.business import Session
+    from laraman.gateway.dispatch import Dispatcher
+    from laraman.gateway.limits import Limits
+    from laraman.gateway.metrics import Metrics
+    from laraman.gateway.registry import Entry, Registry
+    from laraman.gateway.wheel import Wheel
+
+logger = logging.getLogger("uvicorn.error")
+
+HANDSHAKE, OPEN, ENDING = "HANDSHAKE", "OPEN", "ENDING"
+
+#: Seconds that a client gets to answer a close, and again as long as it reads what was sent before.
+CLOSE_WAIT = 2.0
+#: Connections that have not sent their request yet.
+MAX_HANDSHAKES = 16_384
+#: Payloads of more bytes are compressed (spec section 9.4).
+COMPRESS_ABOVE = 256
+#: Close codes for faults of the peer.
+_FAULTS = frozenset((1002, 1007, 1009))
+HELLO = b"Hello laraman"
+TRY_AGAIN = Close(1013, "open rate limited, try again later")
+
+
+class Client(Watched):
+    """One connection of a browser. ``entry`` is its place in the registry while it has one.
+
+    ``ready``: it is open and reads, so that a frame can be written; else frames wait in its backlog. ``owner`` is the worker connection that gets
+    its events, ``waiting`` counts those that wait for any; ``told``: the business side knows of it. It is held while ``blocked`` (a queue of events
+    is full) or ``throttled`` (it has sent too much).
+    """
+
+    __slots__ = ("_backlog", "_backlog_size", "allowed_at", "blocked", "entry", "owner", "phase", "ready", "throttled", "told", "waiting")
+
+    handler: Browsers
+    protocol: WebSocketServer
+
+    def __init__(self, protocol: WebSocketServer, handler: Browsers, worker: Any) -> None:
+        super().__init__(protocol, handler, worker)
+        self.phase = HANDSHAKE
+        self.entry: Entry | None = None
+        self.ready = False
+        self.owner: Session | None = None
+        self.waiting = 0
+        self.blocked = self.throttled = self.told = False
+        self.allowed_at = 0.0  # the time at which its messages would have come at the permitted rate
+        self._backlog: deque[bytes] | None = None
+        self._backlog_size = 0
+
+    # Reading
+
+    def block(self) -> None:
+        self.blocked = True
+        self.hold()
+
+    def unblock(self) -> None:
+        self.blocked = False
+        if not self.throttled:
+            self.release()
+
+    def throttle(self) -> None:
+        self.throttled = True
+        self.hold()
+
+    def unthrottle(self) -> None:
+        self.throttled = False
+        if not self.blocked:
+            self.release()
+
+    # Writing
+
+    def write(self, frame: bytes) -> None:
+        self.bytes_out += len(frame)
+        self.messages_out += 1
+        self.transport.write(frame)
+
+    def write_later(self, frame: bytes, limit: int) -> bool:
+        """Keep it until the peer reads; False when that would be more than ``limit`` bytes."""
+        if self._backlog_size + len(frame) > limit:
+            return False
+        if self._backlog is None:
+            self._backlog = deque()
+        self._backlog.append(frame)
+        self._backlog_size += len(frame)
+        return True
+
+    def drop_oldest(self, size: int, limit: int) -> list[bytes]:
+        """Frames taken from the backlog so that ``size`` bytes fit, if they can."""
+        dropped = []
+        while self._backlog and self._backlog_size + size > limit:
+            frame = self._backlog.popleft()
+            self._backlog_size -= len(frame)
+            dropped.append(frame)
+        return dropped
+
+    def flush(self) -> None:
+        """Write all of the backlog, whether the peer reads or not: the end is near."""
+        backlog, self._backlog, self._backlog_size = self._backlog, None, 0
+        for frame in backlog or ():
+            self.write(frame)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.ready = False
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        backlog = self._backlog
+        while backlog and not self.writing_paused:
+            frame = backlog.popleft()
+            self._backlog_size -= len(frame)
+            self.write(frame)
+        if not backlog:
+            self._backlog = None
+            self.ready = self.phase is OPEN and not self.writing_paused
+
+    def row(self) -> dict[str, Any]:
+        return {**super().row(), "protocol": "websocket", "state": self.phase if self.error is None else self.state}
+
+
+class Browsers:
+    """Handles the connections of browsers, and is the commands' way to them (``laraman.gateway.commands.Outlet``)."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        registry: Registry,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        limits: Limits,
+        wheel: Wheel,
+        loop: asyncio.AbstractEventLoop,
+        prefix: str,
+    ) -> None:
+        """``prefix`` is what every uniqId begins with (spec section 11.1)."""
+        self._config = config
+        self._registry = registry
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._limits = limits
+        self._wheel = wheel
+        self._loop = loop
+        self._prefix = prefix
+        self._counter = int.from_bytes(os.urandom(4), "big")
+        self._heads = HeadParser()
+        self._deflate = Deflate(server_takeover=False) if config.deflate else None
+        self._heartbeat = config.client_heartbeat_message.encode()
+        self._binary = config.send_type == "binary"
+        self._origins = frozenset(origin.lower() for origin in config.origins)
+        # A client's messages are "spacing" seconds apart at the permitted rate, and may be so many seconds ahead of that.
+        self._spacing = 1 / config.rate if config.rate else 0.0
+        self._ahead = config.burst * self._spacing
+        self._period = min(config.ping_interval or config.idle_timeout, config.idle_timeout) / 4
+        self._handshakes = 0
+        self._throttled: list[Client] = []
+        self._leaving: list[Client] = []
+        self._stopping = False
+
+    def client(self, worker: Any) -> Client:
+        return Client(WebSocketServer(self._config.max_size, self._heads), self, worker)
+
+    # Coming -----------------------------------------------------------------------------------------------------------------------
+
+    def on_connect(self, client: Client) -> None:
+        self._handshakes += 1
+        if self._handshakes > MAX_HANDSHAKES:
+            client.abort()
+        client.transport.set_write_buffer_limits(high=min(65536, self._config.buffer))
+        self._wheel.set(client, self._config.handshake_timeout)
+
+    def on_message(self, client: Client, message: Upgrade | str | bytes | Close) -> None:
+        if isinstance(message, str):
+            self._received(client, message.encode(), False)
+        elif isinstance(message, bytes):
+            self._received(client, message, True)
+        elif isinstance(message, Close):
+            self._closed(client, message)
+        else:
+            self._decide(client, message)
+
+    def _decide(self, client: Client, upgrade: Upgrade) -> None:
+        """The order of the checks is that of spec section 9.1."""
+        answer: Answer | None
+        if self._stopping:
+            answer = Answer(503)
+        elif not upgrade.websocket:
+            answer = Answer(200, HELLO)
+        elif upgrade.path != self._config.path:
+            answer = Answer(404)
+        elif not self._is_allowed(upgrade.headers):
+            logger.info("%s: a page of %r is not let in", client, upgrade.headers["origin"])
+            answer = Answer(403)
+        else:
+            answer = upgrade.refusal
+        if answer is not None:
+            client.send_nowait(answer)
+            client.close(1008)
+        else:
+            self._accept(client, upgrade)
+
+    def _is_allowed(self, headers: dict[str, str]) -> bool:
+        """Pages of the same host, whatever their port, and of the origins that are listed. What is no browser has no Origin."""
+        origin = headers.get("origin")
+        if origin is None or "*" in self._origins or origin.lower() in self._origins:
+            return True
+        try:
+            host = urlsplit(origin).hostname
+            return host is not None and host == urlsplit(f"//{headers.get('host', '')}").hostname
+        except ValueError:
+            return False
+
+    def _accept(self, client: Client, upgrade: Upgrade) -> None:
+        offered = upgrade.subprotocols
+        client.send_nowait(Accept(offered[0] if offered else "", self._config.deflate))
+        self._handshakes -= 1
+        client.phase = OPEN
+        client.heard(self._wheel.now)
+        full = len(self._registry.entries) >= self._config.max_clients or self._dispatcher.overloaded
+        if full or not self._limits.on_open.take(self._loop.time()):
+            self._metrics.opens_refused += 1
+            self._end(client, TRY_AGAIN)
+            return
+        client.ready = not client.writing_paused
+        client.entry = self._registry.open(self._uniq_id(), client)
+        self._metrics.opens += 1
+        self._wheel.set(client, self._period)
+        self._dispatcher.dispatch(client, EVENT_OPEN, self._conn_open(client, client.entry.uniq_id, upgrade))
+
+    def _uniq_id(self) -> str:
+        self._counter = (self._counter + 1) & 0xFFFFFFFF
+        return f"{self._prefix}{int(time.time()) & 0xFFFFFFFF:08x}{self._counter:08x}"
+
+    def _conn_open(self, client: Client, uniq_id: str, upgrade: Upgrade) -> pb.ConnOpen:
+        headers = upgrade.headers
+        return pb.ConnOpen(
+            uniq_id=uniq_id,
+            raw_query=upgrade.query,
+            x_forwarded_for=headers.get("x-forwarded-for", ""),
+            x_real_ip=headers.get("x-real-ip", ""),
+            remote_addr=client.peer[0] if client.peer else "",
+            sub_protocols=upgrade.subprotocols,
+        )
+
+    # Sending to the business side -------------------------------------------------------------------------------------------------
+
+    def _received(self, client: Client, data: bytes, binary: bool) -> None:
+        entry = client.entry
+        if entry is None or client.phase is not OPEN:
+            return
+        if data == self._heartbeat:
+            self._metrics.heartbeats += 1
+        elif not self._limits.on_message.take(self._wheel.now):
+            self._metrics.messages_refused += 1
+        else:
+            topics = entry.topics or ()
+            message = pb.Transfer(
+                uniq_id=entry.uniq_id, customer_id=entry.customer_id, session=entry.session, topics=topics, data=data, binary=binary
+            )
+            self._dispatcher.dispatch(client, EVENT_MESSAGE, message)
+        if self._spacing:
+            now = self._wheel.now
+            allowed_at = client.allowed_at = max(client.allowed_at, now) + self._spacing
+            if allowed_at - now > self._ahead and not client.throttled:
+                client.throttle()
+                self._throttled.append(client)
+
+    def tick(self, now: float) -> None:
+        """Read on from those that may send again."""
+        if self._throttled:
+            throttled, self._throttled = self._throttled, []
+            for client in throttled:
+                if client.allowed_at - now > self._ahead:
+                    self._throttled.append(client)
+                else:
+                    client.unthrottle()
+
+    # Sending to browsers ----------------------------------------------------------------------------------------------------------
+
+    def deliver(self, entries: Iterable[Entry], data: bytes, binary: bool | None) -> None:
+        """One message to each. It is encoded once, and compressed once where somebody wants it so."""
+        binary = self._is_binary(data, binary)
+        frame = data_frame(data, binary=binary)
+        size = len(frame)
+        if size > COMPRESS_ABOVE and self._deflate is not None and len(data) > COMPRESS_ABOVE:
+            self._deliver_large(entries, data, binary, frame)
+            return
+        count = 0
+        for entry in entries:
+            client: Client = entry.client
+            if client.ready:
+                client.bytes_out += size
+                client.messages_out += 1
+                client.transport.write(frame)
+                count += 1
+            else:
+                self._deliver_slowly(client, frame)
+        self._metrics.sent += count
+        self._metrics.sent_bytes += count * size
+
+    def _deliver_large(self, entries: Iterable[Entry], data: bytes, binary: bool, frame: bytes) -> None:
+        deflated = b""
+        for entry in entries:
+            client: Client = entry.client
+            if client.protocol.deflated and not deflated:
+                deflated = data_frame(data, binary=binary, deflate=self._deflate)
+            self._deliver_one(client, deflated if client.protocol.deflated else frame)
+
+    def _deliver_one(self, client: Client, frame: bytes) -> None:
+        if client.ready:
+            client.write(frame)
+            self._metrics.sent += 1
+            self._metrics.sent_bytes += len(frame)
+        else:
+            self._deliver_slowly(client, frame)
+
+    def _deliver_slowly(self, client: Client, frame: bytes) -> None:
+        """To a client that does not read as fast as it is sent to, or that is leaving."""
+        if client.phase is not OPEN:
+            return
+        limit = self._config.buffer
+        if self._config.slow_reader == "drop_oldest" and len(frame) <= limit:
+            for dropped in client.drop_oldest(len(frame), limit):
+                self._not_sent(dropped)
+        if client.write_later(frame, limit):
+            self._metrics.sent += 1
+            self._metrics.sent_bytes += len(frame)
+            return
+        self._not_sent(frame)
+        if self._config.slow_reader == "close":
+            for dropped in client.drop_oldest(limit, 0):
+                self._not_sent(dropped)
+            self._end(client, Close(1013, "too slow, try again later"))
+
+    def _not_sent(self, frame: bytes) -> None:
+        self._metrics.not_sent += 1
+        self._metrics.not_sent_bytes += len(frame)
+
+    def kick(self, entries: Iterable[Entry], data: bytes, reason: str) -> None:
+        """``data``, if there is any, as the last message, then a close with 1008 and the reason."""
+        binary = self._is_binary(data, None)
+        for entry in entries:
+            client: Client = entry.client
+            if client.phase is OPEN:
+                client.flush()
+                if data:
+                    frame = data_frame(data, binary=binary)
+                    client.write(frame)
+                    self._metrics.sent += 1
+                    self._metrics.sent_bytes += len(frame)
+                self._end(client, Close(1008, reason))
+
+    def _is_binary(self, data: bytes, binary: bool | None) -> bool:
+        """A text message has to be UTF-8, or the browser breaks the connection off: what is not goes as binary."""
+        if self._binary if binary is None else binary:
+            return True
+        if data.isascii():
+            return False
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            return True
+        return False
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        self._loop.call_later(seconds, call)
+
+    # Going ------------------------------------------------------------------------------------------------------------------------
+
+    def _end(self, client: Client, close: Close) -> None:
+        """Close from our side. The registry changes a moment later: the caller may be walking through it."""
+        client.phase = ENDING
+        client.ready = False
+        client.flush()
+        client.write(client.protocol.send(close))
+        client.reads()
+        self._wheel.set(client, CLOSE_WAIT)
+        if not self._leaving:
+            self._loop.call_soon(self._sweep)
+        self._leaving.append(client)
+
+    def _sweep(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        for client in leaving:
+            self._leave(client)
+            client.throttled = client.blocked = False
+            client.release()  # its answer to the close may wait
+
+    def _closed(self, client: Client, close: Close) -> None:
+        """The client has closed, or broken a rule, or answered our close. The close frame is on its way."""
+        if client.phase is ENDING:
+            client.close()
+            return
+        client.phase = ENDING
+        client.ready = False
+        self._leave(client)
+        if close.code not in _FAULTS:
+            client.close()
+            return
+        logger.warning("%s: closed with %d %s", client, close.code, close.reason)
+        # Send no more, but read: a close with unread input would be a reset, which discards what was sent last.
+        self._wheel.set(client, CLOSE_WAIT)
+        if not client.transport.is_closing():
+            client.transport.write_eof()
+
+    def _leave(self, client: Client) -> None:
+        """Out of the registry; the business side hears of it after everything that came before."""
+        entry = client.entry
+        if entry is None:
+            return
+        client.entry = None
+        self._registry.close(entry.uniq_id)
+        self._metrics.closes += 1
+        topics = entry.topics or ()
+        message = pb.ConnClose(uniq_id=entry.uniq_id, customer_id=entry.customer_id, session=entry.session, topics=topics)
+        self._dispatcher.dispatch(client, EVENT_CLOSE, message)
+        self._dispatcher.forget(client)
+
+    def on_close(self, client: Client) -> None:
+        self._wheel.cancel(client)
+        client.ready = False
+        if client.phase is HANDSHAKE:
+            self._handshakes -= 1
+        client.phase = ENDING
+        self._leave(client)
+
+    def on_deadline(self, client: Client, now: float) -> None:
+        if client.phase is HANDSHAKE:
+            client.abort()
+        elif client.phase is ENDING:
+            self._await_end(client, now)
+        elif (silence := client.silence(now)) >= self._config.idle_timeout:
+            self._end(client, Close(1001, "heartbeat timeout"))
+        else:
+            if self._config.ping_interval and silence >= self._config.ping_interval and client.ready:
+                client.transport.write(client.protocol.ping())
+            self._wheel.set(client, self._period)
+
+    def _await_end(self, client: Client, now: float) -> None:
+        """It may take its time to read what was sent before the close, if it reads."""
+        if client.reads():
+            self._wheel.set(client, CLOSE_WAIT)
+        else:
+            client.abort()
+
+    def stop(self) -> None:
+        """Send everybody away."""
+        self._stopping = True
+        for client in [entry.client for entry in self._registry.entries.values()]:
+            if client.phase is OPEN:
+                self._end(client, Close(1012, "service restart"))

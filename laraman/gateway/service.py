@@ -1,0 +1,120 @@
+"""The embedded gateway: browsers on one side, worker and task connections of business processes on the other. The handler of the worker "gateway"."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+from laraman.errors import ConfigError
+from laraman.gateway.browsers import Browsers, Client
+from laraman.gateway.business import Business, Session
+from laraman.gateway.commands import Commands
+from laraman.gateway.dispatch import Dispatcher
+from laraman.gateway.limits import Limits
+from laraman.gateway.metrics import Metrics
+from laraman.gateway.registry import Registry
+from laraman.gateway.wheel import TICK, Wheel
+from laraman.protocols.netsvr import addr_to_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from laraman.config.gateway import GatewayConfig
+    from laraman.net.address import Address
+    from laraman.net.bind import Bind
+
+logger = logging.getLogger("uvicorn.error")
+
+#: Seconds between two updates of the rates in the metrics.
+METRICS_PERIOD = 5.0
+#: Seconds of a stop for the browsers to answer, and for the business side to read; of a shorter deadline, the third part each.
+STOP_WAIT = 3.0
+#: Where the kernel would send a packet to, to find out this machine's own address; nothing is sent.
+_FAR = ("192.0.2.1", 9)
+
+
+class Gateway:
+    """The handler of the worker "gateway": wires the parts together, and holds the one timer."""
+
+    registry: Registry
+    metrics: Metrics
+    dispatcher: Dispatcher
+    browsers: Browsers
+    business: Business
+
+    def on_start(self, worker: Any) -> None:
+        """Raises ConfigError when no uniqId can be made for the task address."""
+        config: GatewayConfig = worker.config.gateway
+        self._loop: asyncio.AbstractEventLoop = worker.loop
+        now = self._loop.time()
+        self._wheel = Wheel(now)
+        self._metrics_due = now + METRICS_PERIOD
+        limits = Limits(config.open_rate, config.message_rate)
+        self.registry = Registry()
+        self.metrics = Metrics(now)
+        self.dispatcher = Dispatcher(self.metrics, self._wheel, config.hold)
+        prefix = config.prefix or prefix_of(worker.binds[-1].address)
+        self.browsers = Browsers(config, self.registry, self.dispatcher, self.metrics, limits, self._wheel, self._loop, prefix)
+        commands = Commands(self.registry, self.browsers, self.metrics, limits)
+        self.business = Business(config, commands, self.dispatcher, self.metrics, self._wheel)
+        self._timer = self._loop.call_later(TICK, self._tick)
+
+    def connection(self, worker: Any, bind: Bind) -> Client | Session:
+        scheme = bind.address.scheme
+        return self.browsers.client(worker) if scheme == "ws" else self.business.session(worker, scheme)
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TICK, self._tick)
+        now = self._loop.time()
+        for connection in self._wheel.advance(now):
+            connection.handler.on_deadline(connection, now)
+        self.browsers.tick(now)
+        self.dispatcher.expire(now)
+        if now >= self._metrics_due:
+            self._metrics_due = now + METRICS_PERIOD
+            self.metrics.tick(now)
+
+    # The stop ---------------------------------------------------------------------------------------------------------------------
+
+    async def on_drain(self, worker: Any, deadline: float | None) -> None:
+        """Browsers are sent away, what that means for the business side is told there, then its connections are closed."""
+        now = self._loop.time()
+        wait = STOP_WAIT if deadline is None else min(STOP_WAIT, max(0.0, deadline - now) / 3)
+        self.browsers.stop()
+        clients = [connection for connection in worker.connections if isinstance(connection, Client)]
+        await self._until(lambda: not any(client.state != "CLOSED" for client in clients), wait)
+        self.dispatcher.give_up()
+        sessions = [connection for connection in worker.connections if isinstance(connection, Session)]
+        await self._until(lambda: not any(session.queue.events for session in sessions), wait)
+        for session in sessions:
+            session.close(1001)
+        await self._until(lambda: not worker.connections, wait)
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        end = self._loop.time() + seconds
+        while not condition() and self._loop.time() < end:
+            await asyncio.sleep(0.01)
+
+    def on_stop(self, worker: Any) -> None:
+        self._timer.cancel()
+
+
+def prefix_of(address: Address) -> str:
+    """The first 12 characters of this gateway's uniqIds: the IPv4 address and the port of its task listener. Raises ConfigError."""
+    host = address.host
+    try:
+        if host == "0.0.0.0":
+            host = _own_address()
+        found = socket.getaddrinfo(host, address.port, socket.AF_INET, socket.SOCK_STREAM)
+        return addr_to_prefix(f"{found[0][4][0]}:{address.port}")
+    except OSError as exc:
+        raise ConfigError(f"[tool.laraman.gateway] {address} has no IPv4 address that uniqIds could begin with; set prefix ({exc})") from None
+
+
+def _own_address() -> str:
+    """The address that other machines see. Raises OSError when there is no network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(_FAR)
+        return str(probe.getsockname()[0])
