@@ -227,7 +227,7 @@ def numbered(page: ClientConnection, count: int, during: Callable[[], object]) -
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_reload_loses_no_message(chat: Callable[..., Server], browser: Any, workers: int) -> None:
-    running = chat("--workers", str(workers))
+    running = chat("--workers", str(workers), environ={"LARAMAN_GATEWAY_RATE": "0"})
     page, _ = browser(running)
     before = set(wait_workers(running, workers))
 
