@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import types
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ class Running:
         self.gateway.on_start(self.worker)
         for bind in self.worker.binds:
             assert bind.socket is not None
-            server = await loop.create_server(lambda bind=bind: self.gateway.connection(self.worker, bind), sock=bind.socket.dup())
+            server = await loop.create_server(functools.partial(self.gateway.connection, self.worker, bind), sock=bind.socket.dup())
             self._servers.append(server)
 
     async def drain(self, seconds: float = DEADLINE) -> None:
@@ -173,7 +174,7 @@ class Running:
 @contextlib.asynccontextmanager
 async def gateway_running(**options: Any) -> AsyncIterator[Running]:
     """A gateway with these fields of GatewayConfig; at the end nothing of it is left."""
-    free = {name: "127.0.0.1:0" for name in ("listen", "worker_addr", "task_addr")}
+    free = dict.fromkeys(("listen", "worker_addr", "task_addr"), "127.0.0.1:0")
     running = Running(GatewayConfig(**{"embedded": True, **free, **options}))
     await running.start()
     try:

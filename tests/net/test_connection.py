@@ -12,7 +12,7 @@ import pytest
 
 from laraman.errors import Busy, ConnectionClosed, ConnectionLost, LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import CLOSED, MAX_PENDING, OPEN, Connection, keep_alive, name_text
-from laraman.protocols.framing import Frame, Raw
+from laraman.protocols.framing import Frame, Raw, Text
 from tests.net.serving import DEADLINE, serving, until
 
 if TYPE_CHECKING:
@@ -342,6 +342,150 @@ async def test_who_asks_and_does_not_read_is_not_read() -> None:
         assert connection.reading_held
         assert connection.bytes_in <= 2**18
         await until(lambda: served.handler.ended)
+
+
+async def test_who_asks_and_reads_late_is_read_on() -> None:
+    async with serving(Recorder(), Ponging) as served:
+        reader, writer = await served.connect(limit=2**14)
+        writer.write(Frame().send(b"ping") * 50_000)
+        connection = await served.accepted()
+        await until(lambda: connection.writing_paused)
+        async with asyncio.timeout(DEADLINE):
+            await reader.readexactly(50_000 * 8)
+        await until(lambda: not connection.reading_held)
+
+
+# Held by a plain handler ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_plain_handler_can_hold_its_messages_back() -> None:
+    async with serving(Recorder(lambda connection, message: connection.hold())) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        connection = await served.accepted()
+        await until(lambda: connection.messages_in == 2)
+        writer.write(b"c\n")
+        assert served.handler.seen == ["connect", "a"]
+        assert connection.reading_held
+        connection.release()
+        assert served.handler.seen == ["connect", "a", "b"]
+        connection.release()
+        await until(lambda: len(served.handler.seen) == 4)
+        connection.release()
+        connection.release()
+        assert not connection.reading_held
+        writer.write(b"d\n")
+        await until(lambda: served.handler.seen[-1] == "d")
+
+
+async def test_what_was_held_is_handled_when_the_connection_is_lost() -> None:
+    def answer(connection: Connection, message: str) -> None:
+        if message == "a":
+            connection.hold()
+            connection.transport.abort()
+
+    async with serving(Recorder(answer)) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\nc\n")
+        await until(lambda: served.handler.ended)
+        assert served.handler.seen == ["connect", "a", "b", "c", "close"]
+
+
+async def test_a_connection_that_is_closed_handles_no_more_of_what_was_held() -> None:
+    async with serving(Recorder(lambda connection, message: connection.hold())) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        connection = await served.accepted()
+        await until(lambda: connection.messages_in == 2)
+        connection.close()
+        connection.release()
+        await until(lambda: served.handler.ended)
+        assert served.handler.seen == ["connect", "a", "close"]
+
+
+async def test_an_async_handler_can_hold_what_stands_behind_its_message() -> None:
+    async def answer(connection: Connection, message: str) -> None:
+        await asyncio.sleep(0)
+        if message == "a":
+            connection.hold()
+
+    async with serving(Recorder(answer)) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\nc\n")
+        connection = await served.accepted()
+        await until(lambda: connection.messages_in == 3 and connection.running is None)
+        assert served.handler.seen == ["connect", "a"]
+        connection.release()
+        await until(lambda: served.handler.seen[-1] == "c" and connection.running is None)
+        assert not connection.reading_held
+
+
+# Protocols that bound their work --------------------------------------------------------------------------------------------------
+
+
+class Stepping(Text):
+    """One line per call."""
+
+    __slots__ = ("calls", "lines")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.lines: list[str] = []
+
+    @property
+    def more(self) -> bool:
+        return bool(self.lines)
+
+    def receive_data(self, data: bytes) -> list[str]:
+        self.calls += 1
+        self.lines += super().receive_data(data)
+        if self.lines and self.lines[0] == "fault":
+            raise RemoteProtocolError("fault")
+        return [self.lines.pop(0)] if self.lines else []
+
+
+async def test_a_protocol_that_has_more_is_called_again_a_turn_at_a_time() -> None:
+    async with serving(Recorder(), Stepping) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\nc\n")
+        connection = await served.accepted()
+        await until(lambda: len(served.handler.seen) == 4)
+        assert served.handler.seen == ["connect", "a", "b", "c"]
+        assert connection.protocol.calls == 3
+        assert not connection.reading_held
+        writer.write(b"d\n")
+        await until(lambda: served.handler.seen[-1] == "d")
+
+
+async def test_a_protocol_is_not_asked_for_more_while_messages_wait() -> None:
+    gate = asyncio.Event()
+
+    async def answer(connection: Connection, message: str) -> None:
+        await gate.wait()
+
+    async with serving(Recorder(answer), Stepping) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\nc\nfault\n")
+        connection = await served.accepted()
+        await until(lambda: connection.messages_in == 2)
+        assert connection.protocol.lines == ["c", "fault"]
+        gate.set()
+        await until(lambda: served.handler.ended)
+        assert served.handler.seen == ["connect", "a", "b", "c", "close"]
+
+
+async def test_a_held_connection_s_protocol_is_not_asked_for_more() -> None:
+    async with serving(Recorder(lambda connection, message: connection.hold()), Stepping) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        connection = await served.accepted()
+        await until(lambda: connection.messages_in == 1)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert connection.protocol.lines == ["b"]
+        connection.release()
+        await until(lambda: served.handler.seen[-1] == "b")
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------------------
