@@ -1,4 +1,4 @@
-"""The example: a small coffee shop whose prices come over a Link from another process."""
+"""The example: a small coffee shop whose prices come over a Link from another process, and whose customers chat through the gateway."""
 
 import os
 

@@ -19,11 +19,14 @@ def add_ticker(event: ServerStarting) -> None:
 
 @laraman.on(WorkerStarting)
 async def connect(event: WorkerStarting) -> None:
-    """In each HTTP worker: keep a connection to the ticker for as long as the worker lives."""
+    """In each HTTP worker: keep a connection to the ticker for as long as the worker lives, and tell the chat's page where the gateway is."""
     if event.worker.name == "http":
         from app_example.feed import feed
+        from app_example.main import app
 
         event.worker.tasks.start_soon(feed.link.run)
+        if event.worker.config.gateway.embedded:
+            app.state.gateway_port = event.worker.config.gateway.listen.rpartition(":")[2]
 
 
 @laraman.on(WorkerStopping)

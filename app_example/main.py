@@ -1,4 +1,5 @@
-"""A small Starlette application. Nothing here knows which server runs it, except that prices come from ``app_example.feed``.
+"""A small Starlette application. Nothing here knows which server runs it, except that prices come from ``app_example.feed``, and that what is
+said goes through ``app_example.chat``.
 
 laraman start                 # in the repository; pyproject.toml names the application and its listeners
 """
@@ -15,14 +16,17 @@ from typing import TYPE_CHECKING, TypedDict
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
+from app_example import chat
 from app_example.catalogue import BY_SYMBOL, COFFEES
 from app_example.feed import UnknownSymbol, feed
 from app_example.streams import clock
-from laraman.errors import Busy, LinkDown
+from laraman import gateway
+from laraman.errors import Busy, LaramanError, LinkDown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,7 +35,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.websockets import WebSocket
 
-templates = Jinja2Templates(Path(__file__).parent / "templates")
+HERE = Path(__file__).parent
+
+templates = Jinja2Templates(HERE / "templates")
 
 
 class State(TypedDict):
@@ -111,8 +117,58 @@ async def price(request: Request) -> Response:
     return JSONResponse({"symbol": symbol, "price": value, "pid": os.getpid()})
 
 
+async def chat_page(request: Request) -> Response:
+    """Browsers reach the embedded gateway under the page's host name. Where they do not, CHAT_URL says how: ``wss://chat.example/``."""
+    where = {"url": os.environ.get("CHAT_URL", ""), "port": request.app.state.gateway_port}
+    return templates.TemplateResponse(request, "chat.html", {"rooms": chat.ROOMS, **where})
+
+
+async def rooms(request: Request) -> Response:
+    return JSONResponse(await chat.rooms())
+
+
+async def push_to_room(request: Request) -> Response:
+    """A plain HTTP request reaches the browsers of everybody in the room, whichever worker or gateway holds them."""
+    sender, text = await letter(request)
+    try:
+        room = chat.known_room(request.path_params["room"])
+    except chat.Refused as exc:
+        raise HTTPException(404, str(exc)) from None
+    await chat.say(room, sender, text, via="http")
+    return JSONResponse({"room": room, "people": await gateway.get_uid_count_by_group(room)}, 202)
+
+
+async def push_to_user(request: Request) -> Response:
+    sender, text = await letter(request)
+    nick = request.path_params["nick"]
+    pages = len(await gateway.get_client_id_by_uid(nick))
+    if not pages:
+        raise HTTPException(404, "nobody of that name is here")
+    await chat.tell(nick, sender, text, via="http")
+    return JSONResponse({"nick": nick, "pages": pages}, 202)
+
+
+async def letter(request: Request) -> tuple[str, str]:
+    """Sender and text of ``{"from": "the kitchen", "text": "..."}``. Only as JSON: no form of another site may post in a visitor's name."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise HTTPException(415, "send application/json")
+    try:
+        body = await request.json()
+        return chat.nickname(body.get("from", "the house")), chat.spoken(body.get("text"))
+    except chat.Refused as exc:
+        raise HTTPException(422, str(exc)) from None
+    except (ValueError, RecursionError, AttributeError):
+        raise HTTPException(422, "this is not a JSON object") from None
+
+
+async def unavailable(request: Request, exc: Exception) -> Response:
+    """No gateway can be reached at the moment, or it takes nothing more."""
+    return PlainTextResponse(str(exc) or "the gateway did not answer in time", 503, headers={"retry-after": "1"})
+
+
 app = Starlette(
     lifespan=lifespan,
+    exception_handlers={LaramanError: unavailable, TimeoutError: unavailable},
     routes=[
         Route("/", home),
         Route("/label", label),
@@ -124,5 +180,11 @@ app = Starlette(
         Route("/api/coffees/{symbol}", coffee),
         Route("/api/health", health),
         Route("/ticker/price/{symbol}", price),
+        Route("/chat", chat_page),
+        Route("/api/rooms", rooms),
+        Route("/api/rooms/{room}/messages", push_to_room, methods=["POST"]),
+        Route("/api/users/{nick}/messages", push_to_user, methods=["POST"]),
+        Mount("/static", StaticFiles(directory=HERE / "static")),
     ],
 )
+app.state.gateway_port = ""  # app_example.listeners knows it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+from websockets.sync.client import connect
 
-from tests.conftest import wait_until
+from tests.conftest import free_ports, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,3 +63,23 @@ def test_the_link_example_runs(server: Callable[..., Server]) -> None:
             while (line := lines.readline()) == "ping\n":
                 pass
             assert line == "buy HUILA\n"
+
+
+def test_the_full_duplex_example_runs(server: Callable[..., Server]) -> None:
+    [code] = [block for block in blocks("python") if "gateway.on_open" in block]
+    listen, worker, task = (f"127.0.0.1:{port}" for port in free_ports(3))
+    environ = {"LARAMAN_GATEWAY_WORKER_ADDR": worker, "LARAMAN_GATEWAY_TASK_ADDR": task}
+    running = server("app:app", "--workers", "2", "--gateway", listen, files={"app.py": code}, environ=environ)
+    with connect(f"ws://{listen}/", proxy=None) as ada, connect(f"ws://{listen}/", proxy=None) as bob:
+
+        def heard() -> bool:  # once both have been let into the lobby
+            ada.send("hello")
+            with contextlib.suppress(TimeoutError):
+                return bob.recv(timeout=0.1) == "hello"
+            return False
+
+        wait_until(heard, what="a message from one browser to the other")
+        assert httpx.post(f"{running.url}/announce", params={"text": "closing time"}, timeout=10).status_code == 200
+        assert ada.recv(timeout=10) == "closing time"  # and nothing of what she said herself
+        while (text := bob.recv(timeout=10)) != "closing time":
+            assert text == "hello"

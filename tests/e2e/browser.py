@@ -77,7 +77,8 @@ class Page:
     """One tab."""
 
     def __init__(self, debugger: str, width: int, height: int) -> None:
-        self._socket = connect(debugger, max_size=64 * 1024 * 1024, compression=None)
+        self._connecting = connect(debugger, max_size=64 * 1024 * 1024, compression=None, proxy=None)
+        self._socket = self._connecting.__enter__()
         self._number = 0
         self.call("Page.enable")
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)  # or only one tab at a time could be typed into
@@ -136,4 +137,4 @@ class Page:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
-        self._socket.close()
+        self._connecting.__exit__(None, None, None)
