@@ -24,6 +24,8 @@ LISTENERS = 1000
 #: Broadcasts that are asked for at once; so many more are asked for when half of them have arrived everywhere.
 BATCH = 20
 
+PACE = 500  # requests per second
+
 CONNECTIONS = 32
 WINDOW = 32  # messages on their way per connection
 SOURCES = 8  # 127.0.0.1 ... 127.0.0.8: each has its own ephemeral ports
@@ -130,6 +132,22 @@ def ping_pong(port: int, seconds: float) -> dict[str, float]:
     return {"messages": len(took), "seconds": now - began, "p99_ms": took[len(took) * 99 // 100] * 1000}
 
 
+def steady(port: int, seconds: float) -> dict[str, float]:
+    """HTTP requests at a steady pace on one connection, each sent when its time has come: how late the answers were, counted from that time."""
+    request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+    connection = connect(port)
+    took = []
+    began = time.monotonic()
+    for number in range(int(seconds * PACE)):
+        due = began + number / PACE
+        time.sleep(max(0.0, due - time.monotonic()))
+        connection.sendall(request)
+        read_head(connection)
+        took.append(time.monotonic() - due)
+    took.sort()
+    return {"messages": len(took), "p99_ms": took[len(took) * 99 // 100] * 1000, "max_ms": took[-1] * 1000}
+
+
 def fan_out(port: int, seconds: float) -> dict[str, float]:
     """LISTENERS websockets and one that asks for news: how many messages arrived at all of them together."""
     poller = select.epoll()
@@ -193,7 +211,7 @@ def is_open(connection: socket.socket) -> bool:
 
 if __name__ == "__main__":
     kind, port, number = sys.argv[1:]
-    timed = {"echo": echo, "ping-pong": ping_pong, "fan-out": fan_out}
+    timed = {"echo": echo, "ping-pong": ping_pong, "steady": steady, "fan-out": fan_out}
     if kind in timed:
         print(json.dumps(timed[kind](int(port), float(number))))
     else:

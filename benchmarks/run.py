@@ -25,10 +25,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from laraman.process.control import request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +43,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 WRK_CONNECTIONS = 64
 IDLE_CONNECTIONS = 10_000
 IDLE_SECONDS = 10
+OUTAGES = 4
 BODY = json.dumps({"name": "Sidamo", "price": 7.25, "tags": ["washed", "organic"], "notes": "x" * 400})
 
 _UVICORN = ["uvicorn", "--workers", "1", "--no-access-log", "--loop", "uvloop", "--http", "httptools", "--timeout-keep-alive", "3600"]
@@ -258,6 +262,37 @@ def _through_the_gateway(target: Target, kind: str, seconds: int) -> Sample:
     return sample | ({"p99_ms": answer["p99_ms"]} if "p99_ms" in answer else {"per_core": count / gateway})
 
 
+def gateway_outage(target: Target, seconds: int) -> Sample:
+    """HTTP at a steady pace, in turns with the gateway as it is and with a kill -9 of it in the middle; and how long until all is as before."""
+    for pid in target.pids():
+        os.sched_setaffinity(pid, CPUS)  # a gateway that starts is not to take the CPU of the worker that is looked at
+    calm, outage = [], []
+    back: list[float] = []
+    for _ in range(OUTAGES):
+        calm.append(_client(target, "steady", seconds))
+        killer = threading.Timer(seconds / 2, lambda: back.append(_kill_gateway(target)))
+        killer.start()
+        outage.append(_client(target, "steady", seconds))
+        killer.join()
+    p99 = {f"{name}_p99_ms": statistics.median(found["p99_ms"] for found in group) for name, group in (("outage", outage), ("calm", calm))}
+    most = {f"{name}_max_ms": max(found["max_ms"] for found in group) for name, group in (("outage", outage), ("calm", calm))}
+    return p99 | most | {"back_s": max(back)}
+
+
+def _kill_gateway(target: Target) -> float:
+    """Seconds from the kill until every link to the gateway is up again."""
+    control = Path(target.directory) / ".laraman" / str(target.port) / "control.sock"
+    for pid in target.named("gateway"):
+        _kill(pid)
+    killed = time.monotonic()
+    while (since := time.monotonic() - killed) < 30:
+        rows = [row for row in request(control, {"op": "connections"}, 5)["rows"] if str(row.get("name")).startswith("gateway ")]
+        if rows and all(row["state"] == "UP" and row["age"] < since for row in rows):
+            return since
+        time.sleep(0.02)
+    raise Failed("the workers did not find the gateway again")
+
+
 def gateway_idle(target: Target, seconds: int) -> Sample:
     """What IDLE_CONNECTIONS browsers that say nothing cost the gateway."""
     return _idle(target, "websockets", target.gateway_port, "gateway")
@@ -296,6 +331,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[Target, int], Sample]]] = {
     "idle": ("benchmarks.apps:hello", idle),
     "gateway-echo": (GATEWAY_APP, gateway_echo),
     "gateway-fan-out": (GATEWAY_APP, gateway_fan_out),
+    "gateway-outage": (GATEWAY_APP, gateway_outage),
     "gateway-idle": (GATEWAY_APP, gateway_idle),
 }
 
