@@ -56,8 +56,7 @@ class Lanes:
 
     def put(self, event: Any) -> Awaitable[None] | None:
         """Handle ``event`` when it is its turn. Returns an awaitable when nothing more should come before that is done."""
-        heard = events.listeners(type(event))
-        if not heard:
+        if not events.listeners(type(event)):
             return None
         self._worker.in_flight += 1
         uniq_id = event.uniq_id
@@ -86,40 +85,51 @@ class Lanes:
 
     def _begin(self, event: Any) -> None:
         loop = self._loop
-        task = loop.create_task(self._handle(event), context=self._worker.sandbox.context())
+        context = self._worker.sandbox.context()
+        if loop.get_task_factory() is None:
+            task = asyncio.Task(self._handle(event), loop=loop, name="message", context=context)
+        else:
+            task = loop.create_task(self._handle(event), name="message", context=context)
         timeout = self._timeout
         self._running[task] = due = loop.time() + timeout
         if timeout and self._timer is None:
             self._timer = loop.call_at(due, self._look_at_the_clock)
 
     async def _handle(self, event: Any) -> None:
-        worker = self._worker
         outcome = "ok"
         try:
             if events.listeners(MessageReceived):
-                await aemit(MessageReceived(worker=worker, message=event))
+                await aemit(MessageReceived(worker=self._worker, message=event))
             for listener in events.listeners(type(event)):
                 try:
                     result = listener(event)
                     if result is not None and isawaitable(result):
                         await result
-                except Exception as exc:
+                except GeneratorExit:  # the loop is gone
+                    raise
+                except BaseException as exc:
+                    # SystemExit and KeyboardInterrupt too: one message does not end the worker that serves others.
+                    if isinstance(exc, asyncio.CancelledError) and self._is_cancelled():
+                        raise
                     outcome = "error"
                     await self._report(event, listener, exc)
         except asyncio.CancelledError:
-            outcome = "cancelled"
-            if not self._is_late():
+            outcome = "error" if asyncio.current_task() in self._late else "cancelled"
+            if outcome == "cancelled":
                 raise
-            outcome = "error"
-            logger.error("%s of %s took longer than %g s and was cancelled", type(event).__name__, event.uniq_id, self._timeout)
+            logger.error("The handlers of a %s of %s took longer than %g s and were cancelled", type(event).__name__, event.uniq_id, self._timeout)
         finally:
             try:
                 if events.listeners(MessageTerminated):
-                    await aemit(MessageTerminated(worker=worker, outcome=outcome, message=event))
+                    await aemit(MessageTerminated(worker=self._worker, outcome=outcome, message=event))
             finally:
                 self._end(event.uniq_id)
 
-    async def _report(self, event: Any, listener: Callable[..., Any], exc: Exception) -> None:
+    def _is_cancelled(self) -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    async def _report(self, event: Any, listener: Callable[..., Any], exc: BaseException) -> None:
         name = f"{getattr(listener, '__module__', '?')}.{getattr(listener, '__qualname__', repr(listener))}"
         logger.error("Handler %s for %s raised", name, type(event).__name__, exc_info=exc)
         await aemit(WorkerError(worker=self._worker, error=exc, listener=name))
@@ -166,9 +176,6 @@ class Lanes:
             self._running[task] = now + self._timeout
         if self._running:
             self._timer = self._loop.call_at(now + self._timeout, self._look_at_the_clock)
-
-    def _is_late(self) -> bool:
-        return asyncio.current_task() in self._late
 
     # The end ---------------------------------------------------------------------------------------------------------------------
 
