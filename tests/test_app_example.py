@@ -214,6 +214,8 @@ def test_a_request_reaches_browsers(example: Server, client: httpx.Client) -> No
         ("/api/rooms/lobby/messages", {"json": {"text": "x" * 2001}}, 422),
         ("/api/rooms/lobby/messages", {"json": {"text": "hello", "from": "\u202e"}}, 422),
         ("/api/rooms/lobby/messages", {"content": b"{", "headers": {"content-type": "application/json"}}, 422),
+        ("/api/rooms/lobby/messages", {"content": b"[" * 10_000, "headers": {"content-type": "application/json"}}, 422),
+        ("/api/rooms/lobby/messages", {"json": {"text": "x" * 20_000}}, 413),
         ("/api/rooms/lobby/messages", {"data": {"text": "hello"}}, 415),
     ],
 )
