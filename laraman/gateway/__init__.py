@@ -16,8 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from laraman.config import Config
     from laraman.config.gateway import GatewayConfig as GatewayConfig
+    from laraman.gateway.embedded import gateway_worker as gateway_worker
     from laraman.gateway.handlers import Closed as Closed
     from laraman.gateway.handlers import Message as Message
     from laraman.gateway.handlers import Opened as Opened
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from laraman.gateway.httpcallbacks import callbacks as callbacks
     from laraman.gateway.netbus import NetBus as NetBus
     from laraman.gateway.words import *  # noqa: F403
-    from laraman.process.worker import Worker
 
     bus: NetBus
 
 _MODULES = {
     "GatewayConfig": "laraman.config.gateway",
+    "gateway_worker": "laraman.gateway.embedded",
     "Closed": "laraman.gateway.handlers",
     "Message": "laraman.gateway.handlers",
     "Opened": "laraman.gateway.handlers",
@@ -44,15 +44,6 @@ _MODULES = {
     "callbacks": "laraman.gateway.httpcallbacks",
     "NetBus": "laraman.gateway.netbus",
 }
-
-
-def gateway_worker(config: Config) -> Worker:
-    """The Worker that is the embedded gateway: one process, because it holds the browsers' connections."""
-    from laraman.process.worker import Worker
-
-    own = config.gateway
-    addresses = [f"ws://{own.listen}", f"netsvr-worker://{own.worker_addr}", f"netsvr-task://{own.task_addr}"]
-    return Worker("gateway", addresses, exclusive=True, handler="laraman.gateway.service:Gateway")
 
 
 def __getattr__(name: str) -> Any:

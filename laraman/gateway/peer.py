@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ from laraman.protocols.netsvr import netsvr_pb2 as pb
 
 if TYPE_CHECKING:
     from laraman.config.gateway import GatewayConfig
+
+#: Where a gateway listens that has all addresses of its machine.
+ANY = "0.0.0.0"
 
 
 class Peer:
@@ -32,15 +36,23 @@ class Peer:
         self.task_addr = config.worker_addr or config.task_addr if single else config.task_addr
         self.worker_heartbeat = config.worker_heartbeat_message.encode()
         self.task_heartbeat = self.worker_heartbeat if single else config.task_heartbeat_message.encode()
-        #: The first 12 characters of its uniqIds: several where its name has several addresses, none before it was looked up.
-        self.prefixes: frozenset[str] = frozenset({config.prefix} if config.prefix else ())
         self._single = single
         host, _, port = self.task_addr.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
+        #: The first 12 characters of its uniqIds: several where its name has several addresses, none before it was looked up.
+        self.prefixes: frozenset[str] = frozenset({config.prefix} if config.prefix else ())
+        if not config.prefix and self._host != ANY:
+            with contextlib.suppress(ValueError):
+                self.prefixes = frozenset({addr_to_prefix(self.task_addr)})
 
     async def find_prefixes(self) -> None:
         """Look its address up, unless that is known. Raises OSError, ConfigError when it has no IPv4 address: those are what uniqIds are made of."""
         if self.prefixes:
+            return
+        if self._host == ANY:  # the embedded one, and it says in its uniqIds what others call this machine
+            from laraman.gateway.service import prefix_of
+
+            self.prefixes = frozenset({prefix_of(parse_address(self.task_addr))})
             return
         async with asyncio.timeout(self.config.connect_timeout):
             hosts = await resolve(self._host, self._port)
@@ -54,6 +66,8 @@ class Peer:
             return Dialect(self.config.dialect)
         if not self._single:
             return Dialect.D8
+        if self.config.embedded:
+            return Dialect.D5
         for dialect in (Dialect.D5, Dialect.D3):
             if await self._answers(Packet(Command.LIMIT), dialect):
                 return dialect
@@ -61,9 +75,9 @@ class Peer:
 
     async def speaks_extensions(self) -> bool:
         """Whether Register is understood at the port for commands, as the hello between two ends of laraman's."""
-        if self._single:
-            return False
-        return self.config.embedded or await self._answers(hello(self.config, 0, Dialect.D8), Dialect.D8)
+        if self._single or self.config.embedded:
+            return self.config.embedded
+        return await self._answers(hello(self.config, 0, Dialect.D8), Dialect.D8)
 
     async def _answers(self, question: Packet, dialect: Dialect) -> bool:
         """Whether there is an answer of the right kind, rather than the end of the connection. Waits for as long as the caller lets it."""
@@ -103,9 +117,16 @@ class _Asker:
 
 def hello(config: GatewayConfig, events: int, dialect: Dialect) -> Packet:
     """The Register that introduces this end; without events, to be recognised at the port for commands."""
-    if dialect is Dialect.D8:
-        return Packet(Command.REGISTER, pb.RegisterReq(events=events, features=EXTENSIONS, secret=config.secret))
-    return Packet(Command.REGISTER, pb.RegisterReq(events=events, process_cmd_goroutine_num=config.process_cmd_goroutine_num))
+    own = dialect is Dialect.D8
+    return Packet(
+        Command.REGISTER,
+        pb.RegisterReq(
+            events=events,
+            process_cmd_goroutine_num=0 if own else config.process_cmd_goroutine_num,
+            features=EXTENSIONS if own or not events else 0,
+            secret=config.secret,
+        ),
+    )
 
 
 def registered(packet: Packet) -> pb.RegisterResp:
