@@ -433,7 +433,7 @@ def _add(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
     """The parser only sorts words; Config checks what they mean, wherever they come from."""
     default = default_text(option)
     text = (option.metadata["help"] + (f" Default: {default}." if default else "")).replace("%", "%%").replace("`", "")
-    metavar = option.metadata["metavar"] or "|".join(choices(option)) or ("TEXT" if kind(option) is str else "NUMBER")
+    metavar = option.metadata["metavar"] or "|".join(choices(option)) or ("TEXT" if kind(option) in (str, tuple) else "NUMBER")
     if option.name == "app":
         group.add_argument("app", nargs="?", metavar="APP", help=text)
     elif is_switch(option):

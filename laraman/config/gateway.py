@@ -54,7 +54,7 @@ class GatewayConfig:
     task_addr: str = option(
         "127.0.0.1:6062", "Where the gateway takes commands; empty or absent beside `worker_addr`: the same.", parse=_address, metavar="HOST:PORT"
     )
-    secret: str = option("", "Shared secret of the worker and task ports, between laraman and laraman.")
+    secret: str = option("", "Shared secret of the worker and task ports; only laraman's gateways have one.")
 
     events: int = option(7, "What to be told of: 1 opens + 2 closes + 4 messages.", low=1, high=7)
     dialect: Literal["auto", "d8", "d5", "d3"] = option("auto", "Generation of the gateway: `d8` 8.x, `d5` 5.x to 7.x, `d3` 4.x.")

@@ -68,7 +68,7 @@ class Fanout:
         """``spawn`` runs what lasts. Commands may come at any time and from anywhere, so what they start begins in the context of this moment."""
         context = copy_context()
         self.config = config
-        self._gateways = [Gateway(Peer(entry), lambda run: context.run(spawn, run)) for entry in config.gateways]
+        self._gateways = [Gateway(Peer(entry), lambda run: context.run(spawn, run)) for entry in config.gateways or (config,)]
         self._route()
 
     def _route(self) -> None:

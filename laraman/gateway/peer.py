@@ -29,7 +29,7 @@ class Peer:
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
-        single = config.dialect in ("d5", "d3") or (config.dialect == "auto" and not config.task_addr)
+        single = config.dialect in ("d5", "d3") or (config.dialect == "auto" and config.task_addr in ("", config.worker_addr))
         if not single and not config.task_addr:
             raise ConfigError(f"gateway {config.worker_addr}: one of dialect d8 has a port for commands, and task_addr is not set")
         self.worker_addr = config.worker_addr
@@ -37,6 +37,7 @@ class Peer:
         self.worker_heartbeat = config.worker_heartbeat_message.encode()
         self.task_heartbeat = self.worker_heartbeat if single else config.task_heartbeat_message.encode()
         self._single = single
+        self._foreign = False  # known to be: it is not asked again, because netsvr logs the question as an error
         host, _, port = self.task_addr.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         #: The first 12 characters of its uniqIds: several where its name has several addresses, none before it was looked up.
@@ -77,7 +78,11 @@ class Peer:
         """Whether Register is understood at the port for commands, as the hello between two ends of laraman's."""
         if self._single or self.config.embedded:
             return self.config.embedded
-        return await self._answers(hello(self.config, 0, Dialect.D8), Dialect.D8)
+        if self.config.secret:
+            return True  # which only laraman's gateways have
+        if not self._foreign:
+            self._foreign = not await self._answers(hello(self.config, 0, Dialect.D8), Dialect.D8)
+        return not self._foreign
 
     async def _answers(self, question: Packet, dialect: Dialect) -> bool:
         """Whether there is an answer of the right kind, rather than the end of the connection. Waits for as long as the caller lets it."""

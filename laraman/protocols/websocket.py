@@ -336,7 +336,7 @@ class WebSocket:
     def _take(self, frame: Frame, messages: list[Message]) -> None:
         payload = frame.payload
         if isinstance(payload, tuple):
-            self._end(int(payload[0]), payload[1], messages)
+            self._end(int(payload[0]), payload[1], messages, payload[1])
         elif frame.opcode is Opcode.PING:
             self._owed += _CONTROL.pong(payload)  # type: ignore[arg-type]
         elif frame.opcode is not Opcode.PONG:
@@ -357,13 +357,13 @@ class WebSocket:
 
     def _fail(self, code: CloseReason, reason: str, messages: list[Message]) -> int:
         """The peer broke a rule. Returns 0, a position: nothing more is read."""
-        self._end(int(code), reason, messages)
+        self._end(int(code), reason, messages, _FAULTS.get(code, "protocol error"))
         return 0
 
-    def _end(self, code: int, reason: str, messages: list[Message]) -> None:
+    def _end(self, code: int, reason: str, messages: list[Message], answer: str) -> None:
         messages.append(Close(code, reason))
         if not self.close_sent:
-            self._owed += _close_frame(code, reason)
+            self._owed += _close_frame(code, answer)
         self.closed = self.close_sent = True
         self._frames = self._message = None
         self._left = 0
@@ -403,6 +403,8 @@ class WebSocket:
         return owed
 
 
+#: What a peer is told of its fault, whatever the log says of it.
+_FAULTS = {CloseReason.INVALID_FRAME_PAYLOAD_DATA: "invalid data", CloseReason.MESSAGE_TOO_BIG: "message too big"}
 #: What an application may close with (RFC 6455 section 7.4.1 and IANA's registry). 1005 sends no code; wsproto makes 1006 and 1015 1000.
 _CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, *range(1005, 1016)))
 

@@ -257,6 +257,7 @@ def test_faults_and_their_codes(data: bytes, code: int) -> None:
     assert [message.code for message in messages[1:] if isinstance(message, Close)] == [code]
     ((first, payload),) = sent(websocket.data_to_send())
     assert (first, payload[:2]) == (0x88, struct.pack("!H", code))
+    assert payload[2:] == {1002: b"protocol error", 1007: b"invalid data", 1009: b"message too big"}[code]  # and nothing of Python's
     assert websocket.closed
     assert websocket.receive_data(frame(0x82, b"later")) == []
 

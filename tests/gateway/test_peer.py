@@ -1,0 +1,47 @@
+"""What is found out about a gateway before it is talked to."""
+
+from __future__ import annotations
+
+import anyio
+
+from laraman.config import GatewayConfig
+from laraman.gateway import NetBus
+from laraman.gateway.peer import Peer
+from laraman.protocols.netsvr import Command, Dialect
+from laraman.protocols.netsvr import netsvr_pb2 as pb
+from tests.gateway.scripted import hang_up, registers, scripted
+
+COUNT = pb.UniqIdCountResp(count=3)
+
+
+def test_one_address_for_both_ports_is_an_older_gateway() -> None:
+    async def main() -> None:
+        script = {Command.UNIQ_ID_COUNT: COUNT, Command.LIMIT: pb.LimitResp()}
+        async with scripted(script, dialect=Dialect.D5) as old, NetBus(GatewayConfig(worker_addr=old.addr, task_addr=old.addr)) as bus:
+            assert (await bus.uniq_id_count()).count == 3
+            assert Command.REGISTER not in old.commands
+
+    anyio.run(main)
+
+
+def test_a_foreign_gateway_is_asked_once_and_not_told_the_secret() -> None:
+    async def main() -> None:
+        async with scripted({Command.REGISTER: hang_up}, kind="task") as foreign:
+            peer = Peer(GatewayConfig(task_addr=foreign.addr))
+            assert not await peer.speaks_extensions()
+            assert not await peer.speaks_extensions()
+            [asked] = foreign.of(Command.REGISTER)
+            assert (asked.features, asked.secret) == (1, "")
+
+    anyio.run(main)
+
+
+def test_a_gateway_with_a_secret_is_laraman_s() -> None:
+    async def main() -> None:
+        script = {Command.REGISTER: registers(), Command.UNIQ_ID_COUNT: COUNT}
+        async with scripted(script, kind="task") as ours:
+            async with NetBus(GatewayConfig(task_addr=ours.addr, secret="s3")) as bus:
+                assert (await bus.uniq_id_count()).count == 3
+            assert [hello.secret for hello in ours.of(Command.REGISTER)] == ["s3"]
+
+    anyio.run(main)
