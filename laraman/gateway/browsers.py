@@ -38,6 +38,8 @@ HANDSHAKE, OPEN, ENDING = "HANDSHAKE", "OPEN", "ENDING"
 
 #: Seconds that a client gets to answer a close, and again as long as it reads what was sent before.
 CLOSE_WAIT = 2.0
+#: Seconds that a request may take when the gateway stops.
+LAST_REQUEST = 0.2
 #: Connections that have not sent their request yet.
 MAX_HANDSHAKES = 16_384
 #: Payloads of more bytes are compressed (spec section 9.4).
@@ -396,8 +398,9 @@ class Browsers:
         """Close from our side. The registry changes a moment later: the caller may be walking through it."""
         client.phase = ENDING
         client.ready = False
-        client.flush()
-        client.write(client.protocol.send(close))
+        if not client.protocol.close_sent:  # its own close may wait, answered, behind messages that are held
+            client.flush()
+            client.write(client.protocol.send(close))
         client.reads()
         self._wheel.set(client, CLOSE_WAIT)
         if not self._leaving:
@@ -422,7 +425,7 @@ class Browsers:
         if close.code not in _FAULTS:
             client.close()
             return
-        logger.warning("%s: closed with %d %s", client, close.code, close.reason)
+        logger.warning("%s: closed with %d %r", client, close.code, close.reason)
         # Send no more, but read: a close with unread input would be a reset, which discards what was sent last.
         self._wheel.set(client, CLOSE_WAIT)
         if not client.transport.is_closing():
@@ -468,9 +471,11 @@ class Browsers:
         else:
             client.abort()
 
-    def stop(self) -> None:
-        """Send everybody away."""
+    def stop(self, clients: Iterable[Client]) -> None:
+        """Send everybody away; whose request is on its way gets a 503."""
         self._stopping = True
-        for client in [entry.client for entry in self._registry.entries.values()]:
+        for client in clients:
             if client.phase is OPEN:
                 self._end(client, Close(1012, "service restart"))
+            elif client.phase is HANDSHAKE:
+                self._wheel.set(client, LAST_REQUEST)

@@ -16,6 +16,7 @@ from laraman.gateway.limits import Limits
 from laraman.gateway.metrics import Metrics
 from laraman.gateway.registry import Registry
 from laraman.gateway.wheel import TICK, Wheel
+from laraman.net.connection import CLOSED
 from laraman.protocols.netsvr import addr_to_prefix
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ class Gateway:
         """Browsers are sent away, what that means for the business side is told there, then its connections are closed."""
         now = self._loop.time()
         wait = STOP_WAIT if deadline is None else min(STOP_WAIT, max(0.0, deadline - now) / 3)
-        self.browsers.stop()
         clients = [connection for connection in worker.connections if isinstance(connection, Client)]
-        await self._until(lambda: not any(client.state != "CLOSED" for client in clients), wait)
+        self.browsers.stop(clients)
+        await self._until(lambda: not any(client.state != CLOSED for client in clients), wait)
         self.dispatcher.give_up()
         sessions = [connection for connection in worker.connections if isinstance(connection, Session)]
         await self._until(lambda: not any(session.queue.events for session in sessions), wait)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from laraman.config.gateway import GatewayConfig
+from laraman.gateway.business import Session
 from laraman.gateway.embedded import gateway_worker
 from laraman.gateway.service import Gateway
 from laraman.protocols.netsvr import Command, Dialect, Netsvr, Packet
@@ -47,13 +48,13 @@ class Peer:
         self.reader = reader
         self.writer = writer
         self.codec = Netsvr("business", dialect=dialect)
-        self.received: list[Packet] = []
+        self.received: list[tuple[Command, Any]] = []
         self.conn_id = ""
 
     def send(self, command: Command, message: Message | None = None) -> None:
         self.writer.write(self.codec.send(Packet(command, message)))
 
-    async def receive(self) -> Packet:
+    async def receive(self) -> tuple[Command, Any]:
         """The next packet. Raises EOFError when the connection has ended."""
         async with asyncio.timeout(DEADLINE):
             while not self.received:
@@ -81,10 +82,19 @@ class Peer:
         assert got is command, (got, message)
         return message
 
+    async def silent(self) -> bool:
+        """Whether nothing has come by the time in which an answer to something would have."""
+        try:
+            async with asyncio.timeout(0.15):
+                self.received.append(await self.receive())
+        except TimeoutError:
+            return True
+        return False
+
     async def ended(self) -> bool:
         """Whether the gateway ends the connection, whatever it sends before."""
         async with asyncio.timeout(DEADLINE):
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(ConnectionError, BrokenPipeError):
                 while await self.reader.read(65536):
                     pass
         return True
@@ -147,6 +157,11 @@ class Running:
 
     def clients(self) -> list[Any]:
         return [entry.client for entry in self.gateway.registry.entries.values()]
+
+    def sessions(self) -> list[Session]:
+        """The worker connections that are registered, in the order in which they came."""
+        found = [connection for connection in self.worker.connections if isinstance(connection, Session) and connection.registered]
+        return sorted(found, key=lambda session: session.id)
 
     def browser(self, path: str = "/", **options: Any) -> connect:
         """``async with gateway.browser() as browser``: a websocket client."""
