@@ -120,6 +120,12 @@ class WebSocketServer:
         websocket = self._websocket
         return websocket is not None and (websocket.more or self._buffer != b"")
 
+    @property
+    def close_sent(self) -> bool:
+        """The websocket is closed from this side, be it in answer to a close: nothing more can be sent."""
+        websocket = self._websocket
+        return websocket is not None and websocket.close_sent
+
     def receive_data(self, data: bytes) -> Sequence[Upgrade | Message]:
         websocket = self._websocket
         if websocket is not None:

@@ -1,0 +1,96 @@
+"""What one hostile peer does to the gateway does not reach the others."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from laraman.protocols.netsvr import Command
+from laraman.protocols.netsvr import netsvr_pb2 as pb
+from tests.gateway.gateway import gateway_running, until
+
+if TYPE_CHECKING:
+    from tests.gateway.gateway import Peer, Running
+
+pytestmark = pytest.mark.anyio
+
+REQUEST = b"".join(
+    line + b"\r\n"
+    for line in (
+        b"GET / HTTP/1.1",
+        b"Host: localhost",
+        b"Connection: Upgrade",
+        b"Upgrade: websocket",
+        b"Sec-WebSocket-Version: 13",
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        b"",
+    )
+)
+
+
+def frame(opcode: int, payload: bytes = b"") -> bytes:
+    """A frame of a client, with a mask of zeros."""
+    assert len(payload) < 126
+    return bytes((0x80 | opcode, 0x80 | len(payload))) + b"\0\0\0\0" + payload
+
+
+def close_frame(code: int, reason: bytes = b"") -> bytes:
+    return frame(8, struct.pack("!H", code) + reason)
+
+
+async def raw_browser(gateway: Running, *frames: bytes) -> Peer:
+    """A websocket that has sent these frames in one piece with its request."""
+    peer = await gateway.raw()
+    peer.writer.write(REQUEST + b"".join(frames))
+    await peer.reader.readuntil(b"\r\n\r\n")
+    return peer
+
+
+# A close that waits behind messages which are held -------------------------------------------------------------------------------------
+
+
+async def held_close(gateway: Running) -> Peer:
+    """It has sent too much, and then a close: that is answered, but not handled yet."""
+    peer = await raw_browser(gateway, *[frame(1, b"x")] * 20, close_frame(1000))
+    await until(lambda: any(client.protocol.close_sent for client in gateway.clients()))
+    return peer
+
+
+async def test_a_kick_meets_a_close_that_waits() -> None:
+    async with gateway_running(rate=0.1, burst=5) as gateway:
+        task = await gateway.task_peer()
+        peer = await held_close(gateway)
+        browser = await gateway.open_browser()
+        task.send(Command.FORCE_OFFLINE, pb.ForceOffline(uniq_ids=gateway.uniq_ids))
+        assert (await task.ask(Command.UNIQ_ID_COUNT)).count <= 2
+        await until(lambda: not gateway.uniq_ids)
+        await browser.wait_closed()
+        assert browser.close_code == 1008
+        assert await peer.ended()
+
+
+async def test_a_stop_meets_a_close_that_waits() -> None:
+    async with gateway_running(rate=0.1, burst=5) as gateway:
+        peer = await held_close(gateway)
+        browser = await gateway.open_browser()
+        await gateway.drain()
+        await browser.wait_closed()
+        assert browser.close_code == 1012
+        assert await peer.ended()
+
+
+# Logs ----------------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_reason_of_a_close_writes_no_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="uvicorn.error")
+    async with gateway_running() as gateway:
+        peer = await raw_browser(gateway, close_frame(1002, b"x\nERROR:    forged\x1b[2J"))
+        assert await peer.ended()
+    text = caplog.text
+    assert "forged" in text
+    assert "\nERROR:    forged" not in text
+    assert "\x1b" not in text
