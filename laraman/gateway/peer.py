@@ -37,7 +37,7 @@ class Peer:
         self.worker_heartbeat = config.worker_heartbeat_message.encode()
         self.task_heartbeat = self.worker_heartbeat if single else config.task_heartbeat_message.encode()
         self._single = single
-        self._foreign = False  # known to be: it is not asked again, because netsvr logs the question as an error
+        self.foreign = False  # known to be: it is not asked again, because netsvr logs the question as an error
         host, _, port = self.task_addr.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         #: The first 12 characters of its uniqIds: several where its name has several addresses, none before it was looked up.
@@ -80,9 +80,9 @@ class Peer:
             return self.config.embedded
         if self.config.secret:
             return True  # which only laraman's gateways have
-        if not self._foreign:
-            self._foreign = not await self._answers(hello(self.config, 0, Dialect.D8), Dialect.D8)
-        return not self._foreign
+        if not self.foreign:
+            self.foreign = not await self._answers(hello(self.config, 0, Dialect.D8), Dialect.D8)
+        return not self.foreign
 
     async def _answers(self, question: Packet, dialect: Dialect) -> bool:
         """Whether there is an answer of the right kind, rather than the end of the connection. Waits for as long as the caller lets it."""

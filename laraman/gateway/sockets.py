@@ -83,6 +83,8 @@ class MainSocket:
         connection.send_nowait(hello(self._peer.config, self._peer.config.events, dialect))
         answer = registered(await connection.receive())
         self.extended = bool(answer.features & EXTENSIONS)
+        if self.extended:
+            self._peer.foreign = False
         self._conn_id = answer.conn_id
         self._suspicious = True
 
@@ -272,11 +274,13 @@ class TaskSocket:
     async def _wait_up(self) -> None:
         if self.link.state in (State.CLOSING, State.CLOSED):
             raise ConnectionClosed(f"link {self.link.name} is closed")
-        waits = self._peer.config.overflow != "error" or self.link.error is None
-        left = self._down_since + self._timeout - self._loop.time() if waits else 0.0
+        left = self._down_since + self._timeout - self._loop.time()
         if left > 0:
             with anyio.move_on_after(left):
-                await self._up.wait()
+                while self.link.error is None and not self._up.is_set():  # not tried yet, and nobody tells when a first attempt fails
+                    await anyio.sleep(0.01)
+                if self._peer.config.overflow != "error":
+                    await self._up.wait()
         if not self._up.is_set():
             raise LinkDown(f"gateway {self._peer.task_addr} is down: {self.link.error or self.link.state}")
 

@@ -32,6 +32,12 @@ class Scripted:
         return f"127.0.0.1:{self.port}"
 
     @property
+    def live(self) -> Connection:
+        """The connection that has not ended."""
+        [connection] = [connection for connection in self.connections if connection.error is None]
+        return connection
+
+    @property
     def commands(self) -> list[Command]:
         return [packet.command for packet in self.packets]
 
