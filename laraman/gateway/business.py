@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from laraman.config.gateway import GatewayConfig
+    from laraman.errors import ConnectionClosed, ConnectionLost
     from laraman.gateway.browsers import Client
     from laraman.gateway.commands import Commands
     from laraman.gateway.dispatch import Dispatcher
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("uvicorn.error")
 
+#: Messages to browsers after which the loop turns: one read may hold thousands of broadcasts, and what is written leaves with the turn.
+MAX_DELIVERIES = 5000
 ALL_EVENTS = EVENT_OPEN | EVENT_CLOSE | EVENT_MESSAGE
 _COMMANDS = {EVENT_OPEN: Command.CONN_OPEN, EVENT_CLOSE: Command.CONN_CLOSE, EVENT_MESSAGE: Command.TRANSFER}
 
@@ -70,7 +74,12 @@ class Session(Watched):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.flush()
-        self.release()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Carry out more commands, if the replies are read."""
+        if not self.writing_paused:
+            self.release()
 
     def forward(self, client: Client, bit: int, message: Message) -> None:
         """An event, behind those that wait."""
@@ -88,16 +97,16 @@ class Session(Watched):
         queue.relax()
 
     def _send_event(self, bit: int, message: Any) -> None:
-        if not self.extended:
-            message = self._plain(bit, message)
+        if not self.extended or bit == EVENT_OPEN:
+            message = self._known(bit, message)
         frame = self.protocol.send(Packet(_COMMANDS[bit], message))
         self.write(frame)
         metrics = self.handler.metrics
         metrics.forwarded += 1
         metrics.forwarded_bytes += len(frame)
 
-    def _plain(self, bit: int, message: Any) -> Any:
-        """The event as ends know it that do not speak the extensions."""
+    def _known(self, bit: int, message: Any) -> Any:
+        """The event as this end knows it."""
         if bit == EVENT_OPEN and self.protocol.dialect is not Dialect.D8:
             return pb.ConnOpenLegacy(
                 uniq_id=message.uniq_id,
@@ -107,10 +116,8 @@ class Session(Watched):
                 x_real_ip=message.x_real_ip,
                 remote_addr=message.remote_addr,
             )
-        if bit == EVENT_OPEN:
-            message.ClearField("sub_protocols")
-        elif bit == EVENT_MESSAGE:
-            message.ClearField("binary")
+        if not self.extended and bit != EVENT_CLOSE:
+            message.ClearField("binary" if bit == EVENT_MESSAGE else "sub_protocols")
         return message
 
     def reply(self, command: Command, message: Message) -> None:
@@ -123,6 +130,11 @@ class Session(Watched):
         self.bytes_out += len(frame)
         self.messages_out += 1
         self.transport.write(frame)
+
+    def _close(self, error: ConnectionClosed | ConnectionLost, code: int) -> None:
+        """Whatever closes it: it gets no events any more, although the end may take its time."""
+        super()._close(error, code)
+        self.handler.retire(self)
 
     def row(self) -> dict[str, Any]:
         return {**super().row(), "queue": len(self.queue.events)}
@@ -138,6 +150,7 @@ class Business:
         self._dispatcher = dispatcher
         self._wheel = wheel
         self._secret = config.secret.encode()
+        self._yield_at = MAX_DELIVERIES
         self._single = not config.task_addr
         single = Dialect.D5 if self._single else Dialect.D8
         self._dialect = single if config.dialect == "auto" else Dialect(config.dialect)
@@ -171,10 +184,14 @@ class Business:
                 session.reply(command, reply)
             elif message is None:
                 self._warn(session, f"the body of {command.name} cannot be decoded")
+            elif self.metrics.sent >= self._yield_at:
+                self._yield_at = self.metrics.sent + MAX_DELIVERIES
+                session.hold()
+                asyncio.get_running_loop().call_soon(session.go_on)
 
     def on_close(self, session: Session) -> None:
         self._wheel.cancel(session)
-        self._retire(session)
+        self.retire(session)
 
     def on_deadline(self, session: Session, now: float) -> None:
         limit = self._config.read_deadline
@@ -228,10 +245,11 @@ class Business:
             return
         if message.conn_id and message.conn_id == session.conn_id and session.registered:
             session.flush(all_of_it=True)
-            self._retire(session)
+            self.retire(session)
         session.reply(Command.UNREGISTER, pb.UnRegisterResp())
 
-    def _retire(self, session: Session) -> None:
+    def retire(self, session: Session) -> None:
+        """No more events for it."""
         if session.registered:
             session.registered = False
             self._dispatcher.remove(session)

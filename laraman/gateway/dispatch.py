@@ -208,8 +208,6 @@ class Dispatcher:
 
     def _replay(self) -> None:
         """Forward what waits and can go, in order."""
-        if not self.held.events:
-            return
         stuck: set[Client] = set()
         for event in self.held.take_all():
             client = event.client

@@ -61,6 +61,7 @@ class Gateway:
         commands = Commands(self.registry, self.browsers, self.metrics, limits)
         self.business = Business(config, commands, self.dispatcher, self.metrics, self._wheel)
         self._timer = self._loop.call_later(TICK, self._tick)
+        logger.info("Gateway on %s", ", ".join(str(bind.address) for bind in worker.binds))
 
     def connection(self, worker: Any, bind: Bind) -> Client | Session:
         scheme = bind.address.scheme
@@ -70,7 +71,11 @@ class Gateway:
         self._timer = self._loop.call_later(TICK, self._tick)
         now = self._loop.time()
         for connection in self._wheel.advance(now):
-            connection.handler.on_deadline(connection, now)
+            try:
+                connection.handler.on_deadline(connection, now)
+            except Exception:  # must not cost the others their deadlines
+                logger.exception("%s: its deadline raised", connection)
+                connection.abort()
         self.browsers.tick(now)
         self.dispatcher.expire(now)
         if now >= self._metrics_due:

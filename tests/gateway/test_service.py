@@ -199,6 +199,20 @@ async def test_who_does_not_read_its_replies_is_not_read() -> None:
             assert not session.reading_held
 
 
+async def test_many_broadcasts_at_once_do_not_stop_the_loop() -> None:
+    async with gateway_running() as gateway:
+        browsers = [await gateway.open_browser(max_queue=None) for _ in range(50)]
+        await until(lambda: len(gateway.uniq_ids) == 50)
+        task, other = await gateway.task_peer(), await gateway.task_peer()
+        for number in range(1000):
+            task.send(Command.BROADCAST, pb.Broadcast(data=b"%d" % number))
+        await until(lambda: gateway.gateway.metrics.sent)
+        await other.ask(Command.UNIQ_ID_COUNT)
+        assert gateway.gateway.metrics.sent < 25_000
+        for browser in browsers:
+            assert [await browser.recv() for _ in range(1000)] == [str(number) for number in range(1000)]
+
+
 # The secret ---------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +338,13 @@ async def test_older_dialects_have_one_port(dialect: Dialect) -> None:
             await browser.send("x")
             await worker.event(TRANSFER)
         await worker.event(CLOSE)
+
+
+async def test_the_extensions_do_not_change_an_older_dialect_s_numbers() -> None:
+    async with gateway_running(task_addr="") as gateway, gateway.browser("/?q=1"):
+        worker = await gateway.worker_peer()
+        await worker.register(features=EXTENSIONS)
+        assert (await worker.event(OPEN)).remote_addr == "127.0.0.1"
 
 
 async def test_without_a_dialect_the_single_port_speaks_the_newer_one() -> None:

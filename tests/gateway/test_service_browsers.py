@@ -165,6 +165,19 @@ async def test_a_connection_that_says_nothing_leaves_no_trace(caplog: pytest.Log
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_only_so_many_may_be_about_to_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laraman.gateway.browsers.MAX_HANDSHAKES", 2)
+    async with gateway_running() as gateway:
+        waiting = [await gateway.raw() for _ in range(2)]
+        await until(lambda: len(gateway.worker.connections) == 2)
+        assert await (await gateway.raw()).ended()
+        for peer in waiting:
+            peer.writer.write(head())
+            assert (await peer.reader.readline()).startswith(b"HTTP/1.1 101 ")
+        async with gateway.browser():
+            pass
+
+
 @pytest.mark.parametrize("options", [{"max_clients": 1}, {"open_rate": 1}])
 async def test_who_is_too_many_is_asked_to_come_again(options: dict[str, Any]) -> None:
     async with served(**options) as (gateway, worker, _):

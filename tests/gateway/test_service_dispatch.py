@@ -232,6 +232,17 @@ async def test_when_too_much_waits_browsers_are_not_read_and_nobody_is_let_in() 
             assert not client.reading_held
 
 
+async def test_browsers_are_read_on_when_what_waited_was_given_up() -> None:
+    async with gateway_running(rate=0, hold=0.3) as gateway:
+        gateway.gateway.dispatcher.held._max_events = 5
+        async with gateway.browser() as browser:
+            for number in range(12):
+                await browser.send(str(number))
+            await until(lambda: gateway.gateway.metrics.not_forwarded == 13)
+            (client,) = gateway.clients()
+            assert not client.reading_held
+
+
 # A worker that does not read ----------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +297,17 @@ async def test_what_waits_for_a_worker_that_dies_waits_for_the_next_one() -> Non
             assert await numbers(successor, first - 1) == list(range(first, COUNT))
             await browser.close()
             await successor.event(CLOSE)
+
+
+async def test_a_worker_that_breaks_the_protocol_gets_nothing_more() -> None:
+    async with gateway_running(rate=0) as gateway:
+        worker, session = await stalled_worker(gateway)
+        async with flooding(gateway, session):
+            successor = await gateway.worker_peer()
+            await successor.register()
+            first = int(session.queue.events[0].message.data[:6])
+            worker.writer.write(bytes(4))
+            assert await numbers(successor, first - 1) == list(range(first, COUNT))
 
 
 async def test_a_worker_that_never_reads_is_cut_off() -> None:
