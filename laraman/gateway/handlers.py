@@ -2,7 +2,7 @@
 
     @gateway.on_message
     async def receive(message: gateway.Message) -> None:
-        await message.reply(message.data)
+        await message.reply(message.text)
 
 A handler is a listener of the event type: ``gateway.on_message`` is ``laraman.on(gateway.Message)``. It may be plain or ``async``; events of
 one client are handled one after another, those of different clients at the same time.

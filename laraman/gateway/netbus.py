@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from laraman.errors import UnknownGateway
 from laraman.gateway import results
 from laraman.gateway.fanout import SENT, A, Fanout, Gateway
 from laraman.gateway.lanes import Lanes
@@ -338,6 +339,8 @@ class NetBus(Fanout):
         """Set the limits per second that are given, and return those that hold; of the gateway with the task address ``addr`` or of all."""
         packet = Packet(Command.LIMIT, pb.LimitReq(on_open=on_open, on_message=on_message))
         asked = [gateway for gateway in self._configured() if addr in ("", gateway.addr)]
+        if not asked:
+            raise UnknownGateway(f"no gateway in [tool.laraman.gateway] has the task address {addr!r}")
         return results.Limit(*await self._together({gateway: gateway.first.ask(packet) for gateway in asked}))
 
     # All but some ----------------------------------------------------------------------------------------------------------------
