@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laraman.protocols.netsvr import Command, request_class
@@ -60,6 +60,27 @@ def test_one_call_for_each_message_so_that_it_is_encoded_once() -> None:
     world.tell(Command.MULTICAST_BY_CUSTOMER_ID, pb.MulticastByCustomerId(customer_ids=["u1", "u2"], data=b"3"))
     world.tell(Command.TOPIC_PUBLISH, pb.TopicPublish(topics=["t", "u1"], data=b"4"))
     assert calls == [b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize(
+    ("names", "data"), [(["t", "t"], [b"x"]), (["t", "t"], [b"x", b"y", b"z"]), (["t"], []), ([], [b"x"]), (["t", "t"], []), ([], []), (["t"], [b""])]
+)
+def test_bulks_that_are_none(names: list[str], data: list[bytes]) -> None:
+    world = World()
+    world.put("t", "s", "t", ["t"])
+    world.tell(Command.SINGLE_CAST_BULK, pb.SingleCastBulk(uniq_ids=names, data=data))
+    world.tell(Command.SINGLE_CAST_BULK_BY_CUSTOMER_ID, pb.SingleCastBulkByCustomerId(customer_ids=names, data=data))
+    world.tell(Command.TOPIC_PUBLISH_BULK, pb.TopicPublishBulk(topics=names, data=data))
+    assert world.sent == []
+
+
+def test_no_data_is_no_message() -> None:
+    world = World()
+    world.put("u", "s", "c", ["t"])
+    world.tell(Command.SINGLE_CAST, pb.SingleCast(uniq_id="u"))
+    world.tell(Command.BROADCAST, pb.Broadcast())
+    world.tell(Command.TOPIC_PUBLISH, pb.TopicPublish(topics=["t"]))
+    assert world.sent == []
 
 
 UNIQ_IDS = ["u1", "u2", "u3", "u4"]
@@ -130,6 +151,7 @@ def expected_sends(connections: dict[str, tuple[str, set[str]]], command: Comman
     return [(uniq_id, message.data) for uniq_id in targets if message.data and uniq_id not in excluded]
 
 
+@settings(max_examples=300, deadline=None)
 @given(CONNECTIONS, SENDS)
 def test_sends_reach_whom_they_should(connections: dict[str, tuple[str, set[str]]], send: tuple[Command, Message]) -> None:
     world = World()
