@@ -185,7 +185,7 @@ class TaskSocket:
     """Carries commands to one gateway. Dialled when ``start`` is called, or with the first command.
 
     While the gateway is away, calls wait until ``send_receive_timeout`` seconds after it went; later ones raise LinkDown at once. With the
-    overflow policy "error" they always do, with "drop_oldest" one-way commands are queued. All its waits together keep the same deadline.
+    overflow policy "error" they always do, with "drop_oldest" one-way commands are queued. A call that had to wait gets as much time again.
     """
 
     def __init__(self, peer: Peer, spawn: Callable[[Callable[[], Awaitable[None]]], None], number: int = 0) -> None:
@@ -236,7 +236,7 @@ class TaskSocket:
     async def ask(self, packet: Packet) -> Any:
         """Send a request and return the message of its answer. Raises what ``send`` raises, TimeoutError and RemoteProtocolError."""
         await self._ready(queues=False)
-        return await self._exchange(packet)
+        return await self._exchange(packet, self._timeout)
 
     async def ready(self) -> None:
         """Return when the gateway can be talked to, and ``extended`` is known. Raises LinkDown or ConnectionClosed."""
@@ -250,15 +250,15 @@ class TaskSocket:
                 raise
             await self.link.send(message, self._timeout)
 
-    async def _exchange(self, packet: Packet) -> Any:
+    async def _exchange(self, packet: Packet, seconds: float) -> Any:
         question = Question(packet, self._loop.create_future())
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(seconds):
                 await self._hand_over(question)
                 return await question.reply
         except TimeoutError:
             # The answer may still come, and would be taken for that of the next question.
-            text = f"no answer to {packet.command.name} within {self._timeout:g} s"
+            text = f"no answer to {packet.command.name} within {seconds:g} s"
             self._drop(ConnectionLost(text))
             raise TimeoutError(f"gateway {self._peer.task_addr}: {text}") from None
 
@@ -285,13 +285,16 @@ class TaskSocket:
             raise LinkDown(f"gateway {self._peer.task_addr} is down: {self.link.error or self.link.state}")
 
     async def _try(self) -> None:
-        """Nothing was heard for long: see whether the gateway still answers. One caller asks for all."""
+        """Nothing was heard for long: see whether the gateway still answers. One asks for all; half of the time is left to connect anew."""
         async with self._trust:
-            if self._loop.time() - self._heard > self._idle:
-                try:
-                    await self._exchange(Packet(Command.UNIQ_ID_COUNT))
-                except (TimeoutError, ConnectionLost):
-                    await self._wait_up()
+            if self._up.is_set() and self._loop.time() - self._heard > self._idle:
+                begun = self._loop.time()
+                with contextlib.suppress(TimeoutError, ConnectionLost):
+                    await self._exchange(Packet(Command.UNIQ_ID_COUNT), self._timeout / 2)
+                if not self._up.is_set():
+                    self._down_since = begun
+        if not self._up.is_set():
+            await self._wait_up()
 
     # The link --------------------------------------------------------------------------------------------------------------------
 
@@ -321,11 +324,11 @@ class TaskSocket:
         self._asked.clear()
 
     def _drop(self, error: ConnectionLost) -> None:
-        """Nothing more goes over this connection."""
+        """Nothing more goes over this connection. One that is only being made has done nothing wrong."""
         if self._up.is_set():
             self._up.clear()
             self._down_since = self._loop.time()
-        self.link.drop(error)
+            self.link.drop(error)
 
     def _receive(self, link: Link, packet: Packet) -> None:
         self._heard = self._loop.time()

@@ -506,6 +506,17 @@ async def test_after_a_long_silence_the_connection_is_tried_before_it_is_used() 
         ]
 
 
+async def test_all_that_wait_for_a_gateway_that_is_silent_wait_together() -> None:
+    async with bus_to({Command.UNIQ_ID_COUNT: COUNT}, max_idle_time=0.1, send_receive_timeout=0.6) as (bus, peer):
+        await bus.uniq_id_count()
+        peer.script = {Command.REGISTER: lambda *_: None, Command.UNIQ_ID_COUNT: lambda *_: None}
+        await anyio.sleep(0.15)
+        begun = time.monotonic()
+        outcomes = await asyncio.gather(*(bus.uniq_id_count() for _ in range(8)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [LinkDown] * 8
+        assert 0.5 < time.monotonic() - begun < 1.1
+
+
 async def test_a_half_open_connection_is_replaced_before_a_command_is_lost_on_it() -> None:
     async with bus_to({Command.UNIQ_ID_COUNT: COUNT}, max_idle_time=0.1, send_receive_timeout=0.6) as (bus, peer):
         await bus.broadcast("1")
