@@ -30,6 +30,8 @@ T = TypeVar("T")
 A = TypeVar("A", bound=Answer[Any])
 Errors = dict[str, Exception]
 
+#: uniqIds in one command: so many fit into the frame that a gateway takes, with data.
+MOST_IDS = 10_000
 #: What a command returns that reached every gateway it was for.
 SENT = Sent({})
 
@@ -150,8 +152,8 @@ class Fanout:
         if not uniq_ids:
             return SENT
         groups, errors = await self._grouped(uniq_ids)
-        packets = {gateway: Packet(command, make(places)) for gateway, places in groups.items()}
-        jobs = {gateway: gateway.among(uniq_ids, groups[gateway]).send(packet) for gateway, packet in packets.items()}
+        packets = {gateway: [Packet(command, make(part)) for part in _parts(places)] for gateway, places in groups.items()}
+        jobs = {gateway: _send_parts(gateway.among(uniq_ids, groups[gateway]), parts) for gateway, parts in packets.items()}
         return await self._sent(jobs, errors)
 
     async def _sent(self, jobs: Mapping[Gateway, Awaitable[Any]], errors: Errors | None = None) -> Sent:
@@ -169,8 +171,11 @@ class Fanout:
         groups, errors = await self._grouped(uniq_ids)
         made = request_class(command)
         assert made is not None
-        packets = {gateway: Packet(command, made(uniq_ids=[uniq_ids[place] for place in places], **fields)) for gateway, places in groups.items()}
-        jobs = {gateway: gateway.among(uniq_ids, groups[gateway]).ask(packet) for gateway, packet in packets.items()}
+        packets = {
+            gateway: [Packet(command, made(uniq_ids=[uniq_ids[place] for place in part], **fields)) for part in _parts(places)]
+            for gateway, places in groups.items()
+        }
+        jobs = {gateway: _ask_parts(gateway.among(uniq_ids, groups[gateway]), parts) for gateway, parts in packets.items()}
         return kind(*await self._together(jobs, errors))
 
     async def _together(self, jobs: Mapping[Gateway, Awaitable[T]], errors: Errors | None = None) -> tuple[dict[str, T], Errors]:
@@ -191,3 +196,20 @@ class Fanout:
         if not done and failed:
             raise next(iter(failed.values()))
         return done, failed
+
+
+def _parts(places: list[int]) -> list[list[int]]:
+    return [places[begin : begin + MOST_IDS] for begin in range(0, len(places), MOST_IDS)]
+
+
+async def _send_parts(socket: TaskSocket, packets: list[Packet]) -> None:
+    for packet in packets:
+        await socket.send(packet)
+
+
+async def _ask_parts(socket: TaskSocket, packets: list[Packet]) -> Any:
+    """The answers as one: the messages of a list's parts, put behind each other, are that of the list."""
+    answer = await socket.ask(packets[0])
+    for packet in packets[1:]:
+        answer.MergeFrom(await socket.ask(packet))
+    return answer

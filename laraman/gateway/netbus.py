@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from laraman.errors import UnknownGateway
+from laraman.errors import ConfigError, UnknownGateway
 from laraman.gateway import results
-from laraman.gateway.fanout import SENT, A, Fanout, Gateway
+from laraman.gateway.fanout import MOST_IDS, SENT, A, Fanout, Gateway
 from laraman.gateway.lanes import Lanes
 from laraman.gateway.sockets import MainSocket, TaskSocket
 from laraman.protocols.netsvr import Command, Packet
@@ -40,8 +40,6 @@ Data = str | bytes
 
 #: Seconds that the start of a worker waits for its registrations.
 REGISTER_SECONDS = 2.0
-#: uniqIds in one command, where this side has to work out whom it is for.
-CHUNK = 10_000
 
 _SINGLE_CAST = Command.SINGLE_CAST
 _SingleCast = pb.SingleCast
@@ -91,7 +89,8 @@ class NetBus(Fanout):
     # Life ------------------------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> NetBus:
-        assert self.config is not None
+        if self.config is None:
+            raise ConfigError("a NetBus needs a configuration to be started with")
         self._begin(self.config, self._spawn)
         await self._look_up()
         return self
@@ -363,8 +362,8 @@ class NetBus(Fanout):
         else:
             left_out = {*exclude}
             ids = [uniq_id for uniq_id in await whom(socket, message) if uniq_id not in left_out]
-            for begin in range(0, len(ids), CHUNK):
-                await socket.send(Packet(Command.MULTICAST, pb.Multicast(uniq_ids=ids[begin : begin + CHUNK], data=message.data)))
+            for begin in range(0, len(ids), MOST_IDS):
+                await socket.send(Packet(Command.MULTICAST, pb.Multicast(uniq_ids=ids[begin : begin + MOST_IDS], data=message.data)))
 
 
 async def _everybody(socket: TaskSocket, message: pb.Broadcast) -> Iterable[str]:

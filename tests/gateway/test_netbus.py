@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from laraman import events, gateway
+from laraman.config.gateway import GatewayConfig
 from laraman.errors import ConfigError, LinkDown, UnknownGateway
 from laraman.gateway import NetBus
 from laraman.net.dial import resolve as resolve_name
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from websockets.asyncio.client import ClientConnection
 
-    from laraman.config.gateway import GatewayConfig
     from laraman.gateway.results import Answer
 
 pytestmark = pytest.mark.anyio
@@ -389,7 +389,50 @@ async def test_a_gateway_by_name_even_when_the_name_was_not_known_at_first(monke
         assert await here.received() == [["hello"]]
 
 
+async def test_more_ids_than_fit_into_a_frame() -> None:
+    async with site() as here:
+        [a] = await here.browse(1)
+        many = [f"{a[:12]}{number:016x}" for number in range(150_000)]
+        assert (await here.bus.check_online([*many, a])).uniq_ids == {a}
+        assert list((await here.bus.conn_info([*many, a])).items) == [a]
+        await here.bus.multicast([*many, a], "hello")
+        assert await here.received() == [["hello"]]
+
+
+async def test_a_shared_secret() -> None:
+    async with gateway_running(secret="hush") as running, contextlib.AsyncExitStack() as stack:
+        async with in_worker(config(entry(running, secret="hush"))) as worker:
+            here = Site(worker.bus, [running], stack)
+            [a] = await here.browse(1)
+            assert worker.bus.mains[0].extended
+            await worker.bus.broadcast("x", exclude=a)
+            assert await here.received() == [[]]
+        for wrong in ("", "Hush"):
+            async with NetBus(config(entry(running, secret=wrong, send_receive_timeout=0.3))) as bus:
+                with pytest.raises(LinkDown):
+                    await bus.uniq_id_count()
+
+
+@pytest.mark.parametrize("secret", ["", "hush"])
+async def test_the_embedded_gateway_with_one_port(secret: str) -> None:
+    @gateway.on_message
+    async def received(message: gateway.Message) -> None:
+        await message.reply(message.text)
+
+    @gateway.on_open
+    async def opened(event: gateway.Opened) -> None:
+        await gateway_bus.bus.single_cast(event.uniq_id, f"{event.remote_addr} {event.raw_query}")
+
+    async with gateway_running(task_addr="", secret=secret) as running:
+        settings = GatewayConfig(embedded=True, worker_addr=running.addresses[1], task_addr="", secret=secret)
+        async with in_worker(settings) as gateway_bus, running.browser("/?q") as browser:
+            await browser.send("hello")
+            assert [await browser.recv(), await browser.recv()] == ["127.0.0.1 q", "hello"]
+
+
 async def test_a_bus_that_has_no_gateway_says_so() -> None:
+    with pytest.raises(ConfigError, match="needs a configuration"):
+        await NetBus().__aenter__()
     for call in (NetBus().broadcast("x"), NetBus().single_cast("a", "x"), NetBus().uniq_id_count()):
         with pytest.raises(ConfigError, match="no gateway here"):
             await call
