@@ -339,6 +339,10 @@ def test_the_older_single_port_configuration(pyproject: Path) -> None:
         ("gateway = {netsvr = 1}", "1 is not a list of tables"),
         ("gateway = {events = 8}", "8 is not in 1..7"),
         ('gateway = {origins = ["example.com"]}', "neither '\\*' nor an origin"),
+        ('gateway = {workerAddr = "127.0.0.1:0"}', "'127.0.0.1:0' has no port"),
+        ('gateway = {netsvr = [{taskAddr = "10.0.0.1:6062"}, {taskAddr = "10.0.0.1:6062"}]}', "has 10.0.0.1:6062 twice"),
+        ('gateway = {netsvr = [{taskAddr = "10.0.0.1:6062", embedded = true}]}', "embedded is not for one of several"),
+        ('gateway = {netsvr = [{taskAddr = "10.0.0.1:6062", netsvr = []}]}', "netsvr is not for one of several"),
         ('gateway = {prefix = "7f00"}', "not the first 12 characters"),
     ],
 )
@@ -346,6 +350,12 @@ def test_a_wrong_gateway_is_one_line(pyproject: Path, text: str, message: str) -
     with pytest.raises(ConfigError, match=message) as caught:
         gateway(pyproject, f"[tool.laraman]\n{text}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("source", "env", "cli"), [("LARAMAN_GATEWAY", {"LARAMAN_GATEWAY": "6060"}, {}), ("--gateway", {}, {"gateway": "6060"})])
+def test_a_wrong_short_form_is_called_as_it_was_written(pyproject: Path, source: str, env: dict[str, str], cli: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=f"^{source}: '6060' is not of the form host:port"):
+        gateway(pyproject, "", env, **cli)
 
 
 def test_the_readme_has_the_gateway_s_table() -> None:

@@ -151,9 +151,7 @@ class Config:
         plain = [name for name in only or OPTIONS if name != "gateway"]
         values = SERVER.values(cli, env, table, file, plain)
         if not only:
-            given = dict(gateway or {})
-            if cli.get("gateway") is not None:
-                given["listen"] = cli["gateway"]
+            given = {**(gateway or {}), "gateway": cli.get("gateway")}
             values["gateway"] = GatewayConfig.load(given, env, table.get("gateway", {}), file)
         return cls(**values)
 

@@ -23,6 +23,13 @@ def _address(text: str) -> str:
     return text
 
 
+def _known_port(text: str) -> str:
+    """A ``host:port`` that others have to know before anything runs there."""
+    if _address(text).endswith(":0"):
+        raise ValueError(f"{text!r} has no port")
+    return text
+
+
 def _origin(text: str) -> str:
     if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", text):
         raise ValueError(f"{text!r} is neither '*' nor an origin like https://example.com")
@@ -50,9 +57,12 @@ class GatewayConfig:
 
     embedded: bool = option(False, "Run a gateway in this server.", metavar="BOOLEAN")
     listen: str = option("127.0.0.1:6060", "Where the embedded gateway accepts browsers.", parse=_address, metavar="HOST:PORT")
-    worker_addr: str = option("127.0.0.1:6061", "Where the gateway gives events to workers.", parse=_address, metavar="HOST:PORT")
+    worker_addr: str = option("127.0.0.1:6061", "Where the gateway gives events to workers.", parse=_known_port, metavar="HOST:PORT")
     task_addr: str = option(
-        "127.0.0.1:6062", "Where the gateway takes commands; empty or absent beside `worker_addr`: the same.", parse=_address, metavar="HOST:PORT"
+        "127.0.0.1:6062",
+        "Where the gateway takes commands; empty or absent beside `worker_addr`: the same.",
+        parse=_known_port,
+        metavar="HOST:PORT",
     )
     secret: str = option("", "Shared secret of the worker and task ports; only laraman's gateways have one.")
 
@@ -107,7 +117,8 @@ class GatewayConfig:
 
     @classmethod
     def load(cls, cli: Mapping[str, Any], env: Mapping[str, str], table: Any, file: str) -> GatewayConfig:
-        """From the command line, the environment and the table. ``listen`` on the command line, or LARAMAN_GATEWAY, turn the embedded one on.
+        """From the command line, the environment and the table. On the command line ``listen`` and ``gateway``, its short form, turn the embedded
+        one on, and so does LARAMAN_GATEWAY.
 
         Raises ConfigError with one line that names the source.
         """
@@ -115,19 +126,48 @@ class GatewayConfig:
         common = _table(table, section, file)
         entries = common.pop("netsvr", [])
         names = [name for name in section.options if name != "netsvr"]
-        address = env.get("LARAMAN_GATEWAY")
-        given = section.values({**({"listen": address} if address else {}), **cli}, env, common, file, names)
-        if address or cli.get("listen") is not None:
+        short = _short_form(cli.get("gateway"), env.get("LARAMAN_GATEWAY"))
+        given = section.values({**cli, "listen": cli.get("listen") or short}, env, common, file, names)
+        if short or cli.get("listen") is not None:
             given["embedded"] = True
         if not isinstance(entries, list):
             raise ConfigError(f"{file}: {section.title} netsvr: {entries!r} is not a list of tables")
         made = []
         for entry in entries:
-            own = section.values({}, {}, _table(entry, section, file), file, names)
+            own = section.values({}, {}, _entry(entry, section, file), file, names)
             made.append(cls(**_addressed({**given, "embedded": False, **own})))
         if not made and not given.get("embedded") and ("worker_addr" in given or "task_addr" in given):
             made.append(cls(**_addressed(given)))
-        return replace(cls(**given), netsvr=tuple(made))
+        loaded = replace(cls(**given), netsvr=tuple(made))
+        _check_different(loaded.gateways, file)
+        return loaded
+
+
+def _short_form(*sources: str | None) -> str | None:
+    """What ``--gateway``, else LARAMAN_GATEWAY, says. Raises ConfigError under that name."""
+    for source, text in zip(("--gateway", "LARAMAN_GATEWAY"), sources, strict=True):
+        if text:
+            try:
+                return _address(text)
+            except ValueError as exc:
+                raise ConfigError(f"{source}: {exc}") from None
+    return None
+
+
+def _check_different(gateways: tuple[GatewayConfig, ...], file: str) -> None:
+    """One that was there twice would be registered with twice, and everything would be sent twice."""
+    addresses = [gateway.task_addr or gateway.worker_addr for gateway in gateways]
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ConfigError(f"{file}: [tool.laraman.gateway] has {address} twice")
+
+
+def _entry(entry: Any, section: Section, file: str) -> dict[str, Any]:
+    table = _table(entry, section, file)
+    for name in ("embedded", "netsvr"):
+        if name in table:
+            raise ConfigError(f"{file}: {section.title} netsvr: {name} is not for one of several gateways")
+    return table
 
 
 def _table(table: Any, section: Section, file: str) -> dict[str, Any]:
