@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from laraman import gateway
-from laraman.events import ServerStarting, WorkerStarted, WorkerStarting, WorkerStopping, on
+from laraman.events import ServerStarted, ServerStarting, WorkerStarted, WorkerStarting, WorkerStopping, on
+
+logger = logging.getLogger("uvicorn.error")
 
 #: Ends at which nobody takes the place of a worker.
 _LAST = ("stop", "failed", "orphaned")
@@ -15,6 +19,14 @@ def add_gateway(event: ServerStarting) -> None:
     config = event.server.config
     if config.gateway.embedded:
         event.server.add(gateway.gateway_worker(config))
+
+
+@on(ServerStarted)
+def check_names(event: ServerStarted) -> None:
+    """In the master: browsers' messages that are meant for nobody's name would go nowhere, and nothing would say so."""
+    wanted = {name for one in event.server.config.gateway.gateways for name in one.workers}
+    for name in sorted(wanted - event.server.workers.keys()):
+        logger.warning("[tool.laraman.gateway] workers: there is no worker called %r", name)
 
 
 @on(WorkerStarting)

@@ -221,11 +221,14 @@ class TaskSocket:
     # Calls -----------------------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Dial, and keep the connection."""
+        """Dial, and keep the connection. Raises ConnectionClosed when the process has no more work."""
         if not self._started:
-            self._started = True
             self._down_since = self._loop.time()
-            self._spawn(self.link.run)
+            try:
+                self._spawn(self.link.run)
+            except RuntimeError:  # the tasks of a worker that stops are over
+                raise ConnectionClosed(f"link {self.link.name} cannot begin: this worker has stopped") from None
+            self._started = True
 
     async def send(self, packet: Packet) -> None:
         """Send a command that is not answered. Raises LinkDown, Busy, ConnectionLost, ConnectionClosed or LocalProtocolError."""

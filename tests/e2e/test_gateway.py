@@ -275,6 +275,13 @@ def test_a_stop_tells_the_browsers_and_ends_cleanly(chat: Callable[..., Server],
     assert "Traceback" not in running.output
 
 
+def test_a_name_that_no_worker_has_is_warned_of(chat: Callable[..., Server]) -> None:
+    running = chat(environ={"LARAMAN_GATEWAY_WORKERS": "http nobody"})
+    wait_until(lambda: "there is no worker called" in running.output)
+    assert "there is no worker called 'nobody'" in running.output
+    assert "'http'" not in running.output
+
+
 def test_of_two_gateways_one_is_down(server: Callable[..., Server]) -> None:
     """Answers are partial and say so, what is for the live one arrives, and nothing waits for the dead one for ever."""
     browsers, worker, task, dead = free_ports(4)

@@ -489,6 +489,15 @@ async def test_nobody_is_told_twice_that_the_bus_is_closed() -> None:
         await bus.broadcast("x")
 
 
+async def test_a_first_call_when_the_worker_has_ended() -> None:
+    async with scripted({Command.REGISTER: registers()}, kind="task") as peer:
+        async with in_worker(config(elsewhere(task_addr=peer.addr)), name="billing") as here:
+            pass
+        for _ in range(2):
+            with pytest.raises(ConnectionClosed, match="this worker has stopped"):
+                await here.bus.broadcast("x")
+
+
 # Silence --------------------------------------------------------------------------------------------------------------------------
 
 
