@@ -18,6 +18,7 @@ from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.protocols.netsvr import (
     DEFAULT_HEARTBEAT,
     MAX_FRAME,
+    STEP,
     Command,
     Dialect,
     Netsvr,
@@ -221,3 +222,16 @@ def test_the_module_was_generated_from_the_proto_file() -> None:
 
 def test_json_names_are_upstream_s() -> None:
     assert MessageToDict(pb.ConnOpen(uniq_id="u", x_real_ip="r")) == {"uniqId": "u", "xRealIp": "r"}
+
+
+def test_a_gateway_reads_many_frames_in_steps() -> None:
+    codec = Netsvr("gateway", port="task")
+    question = Netsvr("business").send(Packet(Command.UNIQ_ID_COUNT))
+    heartbeat = Netsvr("business").send(DEFAULT_HEARTBEAT)
+    assert codec.receive_data(heartbeat * STEP + question * (2 * STEP) + b"\0\0\0\4\0\0\0\0") == []
+    for _ in range(2):
+        assert codec.more
+        assert codec.receive_data(b"") == [Packet(Command.UNIQ_ID_COUNT)] * STEP
+    assert codec.more
+    with pytest.raises(RemoteProtocolError):
+        codec.receive_data(b"")

@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import itertools
+import sys
+from collections import deque
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +39,8 @@ EXTENSIONS = 1
 MAX_FRAME = 2 * 1024 * 1024
 #: Largest frame that the business side takes: a list of all ids, or a message with session and topics, is larger than a gateway's own limit.
 MAX_REPLY = 64 * 1024 * 1024
+#: Frames that a gateway reads at once, before others have their turn.
+STEP = 32
 
 
 class Dialect(StrEnum):
@@ -239,15 +243,16 @@ class Netsvr:
     text of that port; a frame may have ``max_size`` bytes. ``dialect`` may be set later, when it was found out by asking.
 
     A frame that is too short or too long, and a command that is unknown or belongs to another port, end the connection: RemoteProtocolError.
-    A body that cannot be decoded does not: its Packet has no message.
+    A body that cannot be decoded does not: its Packet has no message. A gateway reads at most STEP frames at once: one of eight bytes may be
+    a lot of work, and a read brings thousands.
     """
 
-    __slots__ = ("_dialect", "_fault", "_frames", "_heads", "_heartbeat", "_port", "_schema", "_side")
+    __slots__ = ("_dialect", "_fault", "_frames", "_heads", "_heartbeat", "_port", "_schema", "_side", "_step", "_waiting")
 
     @property
     def more(self) -> bool:
-        """A fault stands behind the packets that were returned: the next ``receive_data(b"")`` raises it."""
-        return self._fault is not None
+        """More frames, or a fault, stand behind the packets that were returned: ``receive_data(b"")`` goes on."""
+        return self._fault is not None or bool(self._waiting)
 
     def __init__(
         self, side: str, *, dialect: Dialect = Dialect.D8, port: str = "both", heartbeat: bytes = DEFAULT_HEARTBEAT, max_size: int | None = None
@@ -257,6 +262,8 @@ class Netsvr:
         self._heartbeat = heartbeat
         self._frames = LengthPrefixed(4, max_size=max_size or (MAX_REPLY if side == "business" else MAX_FRAME))
         self._fault: RemoteProtocolError | None = None
+        self._waiting: deque[bytes] = deque()
+        self._step = sys.maxsize if side == "business" else STEP
         self.dialect = dialect
 
     @property
@@ -270,26 +277,32 @@ class Netsvr:
         self._heads = _HEADS[dialect]
 
     def receive_data(self, data: bytes) -> list[Packet]:
-        """The packets that are now complete, without heartbeats. Raises RemoteProtocolError; packets before the fault come first."""
-        if self._fault is not None:
-            raise self._fault
+        """The packets that are now complete, without heartbeats; see ``more``. Raises RemoteProtocolError; packets before the fault come first."""
+        waiting = self._waiting
+        if self._fault is None:
+            try:
+                waiting.extend(self._frames.receive_data(data))
+            except RemoteProtocolError as exc:
+                self._fault = exc
         packets: list[Packet] = []
         schema = self._schema
-        for frame in self._frames.receive_data(data):
+        for _ in range(min(len(waiting), self._step)):
+            frame = waiting.popleft()
             entry = schema.get(int.from_bytes(frame[:4], "big")) if len(frame) >= 4 else None
             if entry is None or frame == self._heartbeat:
                 if frame == self._heartbeat:
                     continue
                 self._fault = self._unknown(frame)
-                if packets:
-                    break
-                raise self._fault
+                waiting.clear()
+                break
             command, kind = entry
             message = None
             if kind is not None:
                 with contextlib.suppress(DecodeError):
                     message = kind.FromString(frame[4:])
             packets.append(Packet(command, message))
+        if self._fault is not None and not packets and not waiting:
+            raise self._fault
         return packets
 
     def _unknown(self, frame: bytes) -> RemoteProtocolError:
