@@ -80,6 +80,7 @@ async def test_a_client_stays_with_its_worker_and_workers_get_the_same_number() 
             events = [await worker.receive() for _ in range(14)]
             lives = {message.uniq_id: [command for command, other in events if other.uniq_id == message.uniq_id] for _, message in events}
             assert list(lives.values()) == [[OPEN, *[TRANSFER] * 5, CLOSE]] * 2
+        assert [session.clients for session in gateway.sessions()] == [0, 0, 0]
 
 
 async def test_workers_get_what_they_registered_for() -> None:
@@ -299,6 +300,28 @@ async def test_what_waits_for_a_worker_that_dies_waits_for_the_next_one() -> Non
             await successor.event(CLOSE)
 
 
+async def test_what_a_dead_worker_had_comes_before_what_waited_meanwhile() -> None:
+    async with gateway_running(rate=0, hold=60) as gateway:
+        worker, session = await stalled_worker(gateway, 5)
+        closes, task = await gateway.worker_peer(), await gateway.task_peer()
+        await closes.register(2)
+        closes.close()
+        browser = await gateway.open_browser()
+        sending = asyncio.gather(*(browser.send(b"%06d" % number + BULK) for number in range(COUNT)), return_exceptions=True)
+        await until(lambda: len(session.queue.events) >= 20)
+        task.send(Command.FORCE_OFFLINE, pb.ForceOffline(uniq_ids=gateway.uniq_ids))
+        await until(lambda: gateway.gateway.dispatcher.held.events)
+        waiting = [event.message.data[:6] for event in session.queue.events]
+        worker.close()
+        await until(lambda: not session.queue.events)
+        successor = await gateway.worker_peer()
+        await successor.register()
+        assert [(await successor.event(TRANSFER)).data[:6] for _ in waiting] == waiting
+        await successor.event(CLOSE)
+        browser.transport.abort()
+        await sending
+
+
 async def test_a_worker_that_breaks_the_protocol_gets_nothing_more() -> None:
     async with gateway_running(rate=0) as gateway:
         worker, session = await stalled_worker(gateway)
@@ -307,7 +330,8 @@ async def test_a_worker_that_breaks_the_protocol_gets_nothing_more() -> None:
             await successor.register()
             first = int(session.queue.events[0].message.data[:6])
             worker.writer.write(bytes(4))
-            assert await numbers(successor, first - 1) == list(range(first, COUNT))
+            async with asyncio.timeout(5):  # it does not read, so its end takes ten seconds
+                assert await numbers(successor, first - 1) == list(range(first, COUNT))
 
 
 async def test_a_worker_that_never_reads_is_cut_off() -> None:
@@ -327,6 +351,7 @@ async def test_what_waits_is_sent_before_the_answer_to_unregister() -> None:
         async with flooding(gateway, session):
             successor = await gateway.worker_peer()
             await successor.register()
+            last = int(session.queue.events[-1].message.data[:6])
             worker.send(Command.UNREGISTER, pb.UnRegisterReq(conn_id=worker.conn_id))
             await until(lambda: not session.registered)
             assert not session.queue.events
@@ -336,6 +361,7 @@ async def test_what_waits_is_sent_before_the_answer_to_unregister() -> None:
                 got.append(int(packet[1].data[:6]))
             assert packet[0] is Command.UNREGISTER
             assert got == list(range(len(got)))
+            assert got[-1] >= last
             assert await numbers(successor, len(got) - 1) == list(range(len(got), COUNT))
             assert (await worker.register()).code == 3
 
