@@ -154,22 +154,23 @@ class Commands:
         if message.delay <= 0:
             self._kick_guests(message)
             return
-        cost = message.ByteSize() + DELAYED_COST
+        body = message.SerializeToString()  # a list of ids has many times that size
+        cost = len(body) + DELAYED_COST
         if self._delayed + cost > MAX_DELAYED:
             self._warn_of_delayed()
             return
         self._delayed += cost
-        self._outlet.later(message.delay, lambda: self._kick_delayed(message, cost))
+        self._outlet.later(message.delay, lambda: self._kick_delayed(body, cost))
 
     def _warn_of_delayed(self) -> None:
         if not self._warned:
             self._warned = True
             logger.warning("gateway: delayed kicks of %d bytes are pending, more are ignored", self._delayed)
 
-    def _kick_delayed(self, message: pb.ForceOfflineGuest, cost: int) -> None:
+    def _kick_delayed(self, body: bytes, cost: int) -> None:
         self._delayed -= cost
         self._warned = False
-        self._kick_guests(message)
+        self._kick_guests(pb.ForceOfflineGuest.FromString(body))
 
     def _kick_guests(self, message: pb.ForceOfflineGuest) -> None:
         self._kick([entry for entry in self._entries(message.uniq_ids) if entry.guest], message.data, "forceOfflineGuest")

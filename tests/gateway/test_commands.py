@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +220,11 @@ def test_kick_of_customers_reaches_each_connection_once() -> None:
     assert world.outlet.kicked == [("u1", b"", "forceOfflineByCustomerId"), ("u2", b"", "forceOfflineByCustomerId")]
 
 
+def resident_size() -> int:
+    """Bytes of this process's memory that is in use: protobuf's is not Python's, which could count itself."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 class TestForceOfflineGuest:
     def world(self) -> World:
         world = World("guest", "late")
@@ -257,6 +263,14 @@ class TestForceOfflineGuest:
         world.outlet.timers[0][1]()
         world.tell(Command.FORCE_OFFLINE_GUEST, message)
         assert len(world.outlet.timers) == 3
+
+    def test_pending_ones_take_no_more_memory_than_is_counted(self) -> None:
+        world = self.world()
+        message = pb.ForceOfflineGuest(uniq_ids=["", *["guest"]] * 50_000, delay=3)
+        before = resident_size()
+        for _ in range(100):
+            world.tell(Command.FORCE_OFFLINE_GUEST, pb.ForceOfflineGuest.FromString(message.SerializeToString()))
+        assert resident_size() - before < 2 * 100 * message.ByteSize()
 
 
 # Queries --------------------------------------------------------------------------------------------------------------------------
