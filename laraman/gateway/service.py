@@ -30,6 +30,8 @@ logger = logging.getLogger("uvicorn.error")
 
 #: Seconds between two updates of the rates in the metrics.
 METRICS_PERIOD = 5.0
+#: The part of a stop's time in which the workers of the same server, which stop too, may still answer what browsers have said.
+WORKERS_PART = 2 / 3
 #: Seconds of a stop for the browsers to answer, and for the business side to read; of a shorter deadline, the third part each.
 STOP_WAIT = 3.0
 #: Where the kernel would send a packet to, to find out this machine's own address; nothing is sent.
@@ -85,7 +87,13 @@ class Gateway:
     # The stop ---------------------------------------------------------------------------------------------------------------------
 
     async def on_drain(self, worker: Any, deadline: float | None) -> None:
-        """Browsers are sent away, what that means for the business side is told there, then its connections are closed."""
+        """Browsers are sent away, what that means for the business side is told there, then its connections are closed.
+
+        When the whole server stops, its workers take no more events but have some at hand: they are waited for, so that their answers arrive.
+        """
+        if worker.stop_reason == "stop" and worker.config.app:
+            left = float("inf") if deadline is None else (deadline - self._loop.time()) * WORKERS_PART
+            await self._until(lambda: not any(isinstance(one, Session) and one.extended for one in worker.connections), left)
         now = self._loop.time()
         wait = STOP_WAIT if deadline is None else min(STOP_WAIT, max(0.0, deadline - now) / 3)
         clients = [connection for connection in worker.connections if isinstance(connection, Client)]

@@ -42,6 +42,9 @@ async def message(event):
         raise RuntimeError("on purpose")
     if event.data == b"hang":
         await asyncio.sleep(3600)
+    if event.data == b"slow":
+        await event.reply("begun")
+        await asyncio.sleep(1)
     if event.data == b"pollute":
         seen.set(seen.get() + 1)
         await event.reply(str(seen.get()))
@@ -269,6 +272,20 @@ def test_a_stop_tells_the_browsers_and_ends_cleanly(chat: Callable[..., Server],
     running = chat("--workers", "2")
     page, _ = browser(running)
     assert running.stop() == 0
+    with pytest.raises(ConnectionClosed):
+        page.recv(DEADLINE)
+    assert page.close_code == 1012
+    assert "Traceback" not in running.output
+
+
+def test_a_stop_lets_messages_be_answered(chat: Callable[..., Server], browser: Any) -> None:
+    running = chat("--workers", "2")
+    page, _ = browser(running)
+    assert ask(page, "slow") == "begun"
+    begun = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - begun < 4
+    assert page.recv(DEADLINE) == "slow"
     with pytest.raises(ConnectionClosed):
         page.recv(DEADLINE)
     assert page.close_code == 1012
