@@ -37,7 +37,8 @@ class Peer:
         self.worker_heartbeat = config.worker_heartbeat_message.encode()
         self.task_heartbeat = self.worker_heartbeat if single else config.task_heartbeat_message.encode()
         self._single = single
-        self.foreign = False  # known to be: it is not asked again, because netsvr logs the question as an error
+        #: It has answered, and not as laraman's gateways do. It is not asked again, because netsvr logs the question as an error.
+        self.foreign = False
         host, _, port = self.task_addr.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         #: The first 12 characters of its uniqIds: several where its name has several addresses, none before it was looked up.
@@ -80,9 +81,7 @@ class Peer:
             return self.config.embedded
         if self.config.secret:
             return True  # which only laraman's gateways have
-        if not self.foreign:
-            self.foreign = not await self._answers(hello(self.config, 0, Dialect.D8), Dialect.D8)
-        return not self.foreign
+        return not self.foreign and await self._answers(hello(self.config, 0, Dialect.D8), Dialect.D8)
 
     async def _answers(self, question: Packet, dialect: Dialect) -> bool:
         """Whether there is an answer of the right kind, rather than the end of the connection. Waits for as long as the caller lets it."""
@@ -140,5 +139,5 @@ def registered(packet: Packet) -> pb.RegisterResp:
     if packet.command is not Command.REGISTER or not isinstance(answer, pb.RegisterResp):
         raise RemoteProtocolError(f"the gateway answers Register with {packet.command.name}")
     if answer.code:
-        raise RemoteProtocolError(f"the gateway refuses to register this process (code {answer.code} {answer.message}): wrong events or secret?")
+        raise RemoteProtocolError(f"the gateway refuses to register this process ({answer.code} {answer.message}): wrong events, secret or port?")
     return answer

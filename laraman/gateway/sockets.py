@@ -309,9 +309,17 @@ class TaskSocket:
     async def _greet(self, connection: Connection) -> None:
         connection.protocol.dialect = dialect = await self._peer.find_dialect()
         self.extended = await self._peer.speaks_extensions()
+        # A gateway that hangs is still connected to by its kernel: only an answer shows that it is there.
+        connection.send_nowait(hello(self._peer.config, 0, dialect) if self.extended else Packet(Command.UNIQ_ID_COUNT))
+        try:
+            answer = await connection.receive()
+        except ConnectionLost as exc:
+            hint = "secret is set, but it may be no gateway of laraman's" if self._peer.config.secret else "it may not be its port for commands"
+            raise ConnectionLost(f"{exc} ({hint})") from exc
         if self.extended:
-            connection.send_nowait(hello(self._peer.config, 0, dialect))
-            registered(await connection.receive())
+            registered(answer)
+        else:
+            self._peer.foreign = True
 
     def _on_up(self, link: Link) -> None:
         self._heard = self._loop.time()

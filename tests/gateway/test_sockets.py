@@ -264,6 +264,7 @@ async def test_older_gateways_with_one_port(dialect: Dialect, found_out: bool) -
 
     info = pb.ConnInfoResp(items={"a": pb.ConnInfoRespItem(session="s")})
     script = {Command.REGISTER: register, Command.LIMIT: pb.LimitResp(on_open=1), Command.CONN_INFO: info, Command.UNREGISTER: pb.UnRegisterResp()}
+    script[Command.UNIQ_ID_COUNT] = pb.UniqIdCountResp()
     async with scripted(script, dialect=dialect) as peer:
         one = elsewhere(worker_addr=peer.addr, dialect="auto" if found_out else dialect, process_cmd_goroutine_num=25)
         async with in_worker(config(one)) as here:
@@ -543,7 +544,8 @@ async def test_a_half_open_connection_is_replaced_before_a_command_is_lost_on_it
 
 async def test_a_foreign_gateway_is_not_spoken_to_in_extensions() -> None:
     """It hangs up on a Register at its port for commands."""
-    script = {Command.REGISTER: hang_up, Command.UNIQ_ID_LIST: pb.UniqIdListResp(uniq_ids=["a", "b", "c"])}
+    ids = pb.UniqIdListResp(uniq_ids=["a", "b", "c"])
+    script = {Command.REGISTER: hang_up, Command.UNIQ_ID_COUNT: pb.UniqIdCountResp(), Command.UNIQ_ID_LIST: ids}
     async with bus_to(script) as (bus, peer):
         await bus.broadcast("hello", exclude="b")
         await until(lambda: peer.of(Command.MULTICAST))
