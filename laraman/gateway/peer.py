@@ -139,5 +139,5 @@ def registered(packet: Packet) -> pb.RegisterResp:
     if packet.command is not Command.REGISTER or not isinstance(answer, pb.RegisterResp):
         raise RemoteProtocolError(f"the gateway answers Register with {packet.command.name}")
     if answer.code:
-        raise RemoteProtocolError(f"the gateway refuses to register this process ({answer.code} {answer.message}): wrong events, secret or port?")
+        raise RemoteProtocolError(f"the gateway refuses to register this process (code {answer.code} {answer.message}): events, secret or port?")
     return answer
