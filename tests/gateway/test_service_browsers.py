@@ -355,7 +355,7 @@ async def test_the_gateway_s_own_limit_drops() -> None:
 
 
 async def test_who_pings_and_does_not_read_is_not_read() -> None:
-    async with served() as (gateway, worker, _):
+    async with served(rate=0) as (gateway, worker, _):
         peer = await raw_websocket(gateway)
         await worker.event(OPEN)
         (client,) = gateway.clients()
