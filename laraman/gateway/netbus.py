@@ -4,7 +4,7 @@
     async with NetBus(config.gateway) as bus:                          in a script, which pushes and asks but gets no events
         await bus.broadcast("maintenance at noon")
 
-Ids and topics are given one at a time or as a list, customer ids also as numbers; an empty list does nothing. Data is text (``str``) or binary
+Ids and topics are given one at a time or as a list, as text or numbers; an empty list does nothing. Data is text (``str``) or binary
 (``bytes``); gateways other than laraman's send it as they are configured to. ``exclude`` are uniqIds that are left out.
 
 One-way calls return a Sent, questions an Answer. They raise UnknownGateway for an id that belongs to no configured gateway, and when no gateway
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from laraman.config.gateway import GatewayConfig
     from laraman.gateway.results import Sent
 
-Ids = str | Iterable[str]
-CustomerIds = str | int | Iterable[str | int]
+Ids = str | int | Iterable[str | int]
 Data = str | bytes
 
 #: Seconds that the start of a worker waits for its registrations.
@@ -45,7 +44,10 @@ _SINGLE_CAST = Command.SINGLE_CAST
 _SingleCast = pb.SingleCast
 
 
-def _list(ids: CustomerIds) -> list[str]:
+def _list(ids: Ids) -> list[str]:
+    """One id or several as a list. Raises TypeError for bytes, which would be taken apart into numbers."""
+    if isinstance(ids, (bytes, bytearray)):
+        raise TypeError(f"an id is text or a number, not {type(ids).__name__}")
     return [str(ids)] if isinstance(ids, (str, int)) else [str(one) for one in ids]
 
 
@@ -184,7 +186,7 @@ class NetBus(Fanout):
         message = pb.SingleCastByCustomerId(customer_id=str(customer_id), data=content, binary=binary)
         return await self._send_but(Command.SINGLE_CAST_BY_CUSTOMER_ID, message, _list(exclude), _customer)
 
-    async def multicast_by_customer_id(self, customer_ids: CustomerIds, data: Data, exclude: Ids = ()) -> Sent:
+    async def multicast_by_customer_id(self, customer_ids: Ids, data: Data, exclude: Ids = ()) -> Sent:
         """To all clients of these customers."""
         content, binary = _content(data)
         if not (names := _list(customer_ids)):
@@ -193,7 +195,7 @@ class NetBus(Fanout):
         return await self._send_but(Command.MULTICAST_BY_CUSTOMER_ID, message, _list(exclude), _customers)
 
     async def single_cast_bulk_by_customer_id(
-        self, customer_ids: Mapping[str | int, Data] | CustomerIds, data: Iterable[Data] | None = None
+        self, customer_ids: Mapping[str | int, Data] | Ids, data: Iterable[Data] | None = None
     ) -> Sent:
         """To each customer their own data, or all data to one: shapes as in ``single_cast_bulk``."""
         names, contents, binary = _pairs(customer_ids, data)
@@ -249,7 +251,7 @@ class NetBus(Fanout):
             ids, Command.FORCE_OFFLINE, lambda places: pb.ForceOffline(uniq_ids=[ids[place] for place in places], data=content)
         )
 
-    async def force_offline_by_customer_id(self, customer_ids: CustomerIds, data: Data = "") -> Sent:
+    async def force_offline_by_customer_id(self, customer_ids: Ids, data: Data = "") -> Sent:
         """The same for all clients of these customers."""
         if not (names := _list(customer_ids)):
             return SENT
@@ -279,7 +281,7 @@ class NetBus(Fanout):
         return await self._ask_grouped(results.ConnInfo, _list(uniq_ids), Command.CONN_INFO, **wanted)
 
     async def conn_info_by_customer_id(
-        self, customer_ids: CustomerIds, req_uniq_id: bool = True, req_session: bool = True, req_topic: bool = True
+        self, customer_ids: Ids, req_uniq_id: bool = True, req_session: bool = True, req_topic: bool = True
     ) -> results.ConnInfoByCustomerId:
         """What is known of these customers' clients."""
         if not (names := _list(customer_ids)):

@@ -59,35 +59,31 @@ __all__ = [
 ]
 
 
-
-def _ids(ids: str | int | Iterable[str | int]) -> list[str]:
-    return [str(ids)] if isinstance(ids, (str, int)) else [str(one) for one in ids]
-
-
 # Sending --------------------------------------------------------------------------------------------------------------------------
 
 
 async def send_to_all(data: str | bytes, exclude: str | Iterable[str] = ()) -> Sent:
     """sendToAll: every client but ``exclude``."""
-    return await gateway.bus.broadcast(data, exclude=_ids(exclude))
+    return await gateway.bus.broadcast(data, exclude=exclude)
 
 
 async def send_to_client(client: str | Iterable[str], data: str | bytes, exclude: str | Iterable[str] = ()) -> Sent:
     """sendToClient, and sendToAll with a list: these clients but ``exclude``, each once."""
-    spared = {*_ids(exclude)}
+    spared = {exclude} if isinstance(exclude, str) else {*exclude}
     if isinstance(client, str) and not spared:
         return await gateway.bus.single_cast(client, data)
-    return await gateway.bus.multicast([one for one in dict.fromkeys(_ids(client)) if one not in spared], data)
+    clients = (client,) if isinstance(client, str) else client
+    return await gateway.bus.multicast([one for one in dict.fromkeys(clients) if one not in spared], data)
 
 
 async def send_to_uid(uid: str | int | Iterable[str | int], data: str | bytes, exclude: str | Iterable[str] = ()) -> Sent:
     """sendToUid: every client of these uids but ``exclude``."""
-    return await gateway.bus.multicast_by_customer_id(_ids(uid), data, exclude=_ids(exclude))
+    return await gateway.bus.multicast_by_customer_id(uid, data, exclude=exclude)
 
 
 async def send_to_group(group: str | int | Iterable[str | int], data: str | bytes, exclude: str | Iterable[str] = ()) -> Sent:
     """sendToGroup: every client in these groups but ``exclude``; who is in two of them receives it twice."""
-    return await gateway.bus.topic_publish(_ids(group), data, exclude=_ids(exclude))
+    return await gateway.bus.topic_publish(group, data, exclude=exclude)
 
 
 # Binding --------------------------------------------------------------------------------------------------------------------------
@@ -105,22 +101,22 @@ async def unbind_uid(client: str) -> Sent:
 
 async def join_group(client: str, group: str | int | Iterable[str | int]) -> Sent:
     """joinGroup, with one group or several."""
-    return await gateway.bus.topic_subscribe(client, _ids(group))
+    return await gateway.bus.topic_subscribe(client, group)
 
 
 async def leave_group(client: str, group: str | int | Iterable[str | int]) -> Sent:
     """leaveGroup, with one group or several."""
-    return await gateway.bus.topic_unsubscribe(client, _ids(group))
+    return await gateway.bus.topic_unsubscribe(client, group)
 
 
 async def ungroup(group: str | int | Iterable[str | int]) -> Sent:
     """ungroup: nobody is in these groups any more."""
-    return await gateway.bus.topic_delete(_ids(group))
+    return await gateway.bus.topic_delete(group)
 
 
 async def close_client(client: str | Iterable[str], data: str | bytes = b"") -> Sent:
     """closeClient: these last words, if any, and the connection ends with code 1008."""
-    return await gateway.bus.force_offline(_ids(client), data)
+    return await gateway.bus.force_offline(client, data)
 
 
 # Presence -------------------------------------------------------------------------------------------------------------------------

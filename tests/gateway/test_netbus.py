@@ -117,6 +117,8 @@ async def test_bulk_that_no_gateway_would_understand() -> None:
         for wrong in (5, None, ["list"]):
             with pytest.raises(TypeError, match="data is text or bytes"):
                 await here.bus.single_cast(a, wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="an id is text or a number, not bytes"):
+            await here.bus.topic_publish(b"news", "x")  # type: ignore[arg-type]
         with pytest.raises(UnicodeEncodeError):
             await here.bus.broadcast("\ud800")
         assert await here.received() == [[], []]
