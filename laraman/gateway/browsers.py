@@ -79,6 +79,11 @@ class Client(Watched):
 
     # Reading
 
+    def _receive(self, data: bytes) -> None:
+        super()._receive(data)
+        if self.protocol.asides:
+            self.handler.on_asides(self)
+
     def block(self) -> None:
         self.blocked = True
         self.hold()
@@ -298,9 +303,19 @@ class Browsers:
                 uniq_id=entry.uniq_id, customer_id=entry.customer_id, session=entry.session, topics=topics, data=data, binary=binary
             )
             self._dispatcher.dispatch(client, EVENT_MESSAGE, message)
+        self._count(client, 1)
+
+    def on_asides(self, client: Client) -> None:
+        """Frames that are no messages cost as much as those that are."""
+        frames, pings = client.protocol.take_asides()
+        self._metrics.heartbeats += pings
+        self._count(client, frames)
+
+    def _count(self, client: Client, frames: int) -> None:
+        """Hold a client that sends faster than it may."""
         if self._spacing:
             now = self._wheel.now
-            allowed_at = client.allowed_at = max(client.allowed_at, now) + self._spacing
+            allowed_at = client.allowed_at = max(client.allowed_at, now) + frames * self._spacing
             if allowed_at - now > self._ahead and not client.throttled:
                 client.throttle()
                 self._throttled.append(client)

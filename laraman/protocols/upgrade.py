@@ -126,6 +126,20 @@ class WebSocketServer:
         websocket = self._websocket
         return websocket is not None and websocket.close_sent
 
+    @property
+    def asides(self) -> int:
+        """Frames since ``take_asides`` that ended no message."""
+        websocket = self._websocket
+        return 0 if websocket is None else websocket.asides
+
+    def take_asides(self) -> tuple[int, int]:
+        """How many frames ended no message, and how many of them were pings. The websocket is open."""
+        websocket = self._websocket
+        assert websocket is not None
+        counts = websocket.asides, websocket.pings
+        websocket.asides = websocket.pings = 0
+        return counts
+
     def receive_data(self, data: bytes) -> Sequence[Upgrade | Message]:
         websocket = self._websocket
         if websocket is not None:

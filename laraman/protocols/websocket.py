@@ -218,9 +218,11 @@ class WebSocket:
         "_message",
         "_owed",
         "_position",
+        "asides",
         "close_sent",
         "closed",
         "more",
+        "pings",
     )
 
     def __init__(self, max_size: int, deflate: Deflate | None = None) -> None:
@@ -238,6 +240,8 @@ class WebSocket:
         self.more = False  #: there is more to do: call ``receive_data(b"")``
         self.closed = False  #: there was a ``Close``; what the peer still sends is thrown away
         self.close_sent = False
+        self.asides = 0  #: frames that ended no message: pings, pongs, fragments; for who limits them to count and set back
+        self.pings = 0  #: those of them that were pings
 
     def receive_data(self, data: bytes) -> list[Message]:
         """The messages that are now complete, as far as one step of work goes; see ``more``."""
@@ -338,8 +342,13 @@ class WebSocket:
         if isinstance(payload, tuple):
             self._end(int(payload[0]), payload[1], messages, payload[1])
         elif frame.opcode is Opcode.PING:
+            self.asides += 1
+            self.pings += 1
             self._owed += _CONTROL.pong(payload)  # type: ignore[arg-type]
-        elif frame.opcode is not Opcode.PONG:
+        elif frame.opcode is Opcode.PONG:
+            self.asides += 1
+        else:
+            self.asides += frame.frame_finished and not frame.message_finished
             self._take_data(payload, frame, messages)
 
     def _take_data(self, payload: bytes | str, frame: Frame, messages: list[Message]) -> None:

@@ -94,3 +94,32 @@ async def test_the_reason_of_a_close_writes_no_lines_into_the_log(caplog: pytest
     assert "forged" in text
     assert "\nERROR:    forged" not in text
     assert "\x1b" not in text
+
+
+# Floods of frames that are no messages -------------------------------------------------------------------------------------------------
+
+
+FLOODS = {
+    "pings": [frame(9)] * 500,
+    "pongs": [frame(10, b"x")] * 500,
+    "fragments": [bytes((1,)) + frame(1)[1:], *[bytes((0,)) + frame(0)[1:]] * 500],
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_frames_without_a_message_count_against_the_rate(kind: str) -> None:
+    async with gateway_running(rate=0.1, burst=100) as gateway:
+        await raw_browser(gateway, *FLOODS[kind])
+        await until(lambda: [client.throttled for client in gateway.clients()] == [True])
+        read = gateway.clients()[0].bytes_in
+        async with gateway.browser() as other:
+            await (await other.ping())
+        assert gateway.clients()[0].bytes_in == read
+
+
+async def test_a_few_pings_are_answered_and_counted() -> None:
+    async with gateway_running(rate=1, burst=10) as gateway:
+        async with gateway.browser() as browser:
+            for _ in range(3):
+                await (await browser.ping())
+        assert gateway.gateway.metrics.heartbeats == 3

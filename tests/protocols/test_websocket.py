@@ -480,3 +480,12 @@ def test_the_key() -> None:
 
 def test_local_only_codes_are_those_of_wsproto() -> None:
     assert {code for code in CloseReason if code not in module._CLOSE_CODES} == set()
+
+
+def test_frames_that_end_no_message_are_counted() -> None:
+    websocket = WebSocket(1000)
+    client = FrameProtocol(client=True, extensions=[])
+    pieces = [client.send_data(text, fin=text == "c") for text in "abc"]
+    wire = b"".join((client.ping(b"x"), client.pong(b""), *pieces))
+    assert websocket.receive_data(wire) == ["abc"]
+    assert (websocket.asides, websocket.pings) == (4, 1)
