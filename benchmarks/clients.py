@@ -12,6 +12,7 @@ import select
 import socket
 import sys
 import time
+from functools import partial
 
 PAYLOAD = bytes(range(32))
 MASK = b"\x12\x34\x56\x78"
@@ -21,8 +22,8 @@ ANSWER = b"\x82" + bytes([len(PAYLOAD)]) + PAYLOAD
 
 NEWS = b"\x82\x40" + b"n" * 64
 LISTENERS = 1000
-#: Broadcasts that are asked for at once; so many more are asked for when half of them have arrived everywhere.
-BATCH = 20
+#: Broadcasts that are asked for at once in a burst.
+BURST = 20
 
 PACE = 500  # requests per second
 
@@ -148,8 +149,11 @@ def steady(port: int, seconds: float) -> dict[str, float]:
     return {"messages": len(took), "p99_ms": took[len(took) * 99 // 100] * 1000, "max_ms": took[-1] * 1000}
 
 
-def fan_out(port: int, seconds: float) -> dict[str, float]:
-    """LISTENERS websockets and one that asks for news: how many messages arrived at all of them together."""
+def fan_out(port: int, seconds: float, batch: int = 1) -> dict[str, float]:
+    """LISTENERS websockets and one that asks for news: how many messages arrived at all of them together.
+
+    ``batch`` broadcasts are asked for at once, and as many again when half of them have arrived everywhere.
+    """
     poller = select.epoll()
     connections = {}
     for connection in (upgrade(port, 1 + number % SOURCES) for number in range(LISTENERS)):
@@ -159,11 +163,11 @@ def fan_out(port: int, seconds: float) -> dict[str, float]:
     connections[asker.fileno()] = asker
     poller.register(asker, select.EPOLLIN)
     received = asked = 0
-    per_batch = BATCH * len(connections) * len(NEWS)
+    per_batch = batch * len(connections) * len(NEWS)
     began = time.monotonic()
     while (now := time.monotonic()) - began < seconds:
         while asked * per_batch - received <= per_batch // 2:
-            asker.sendall(frame(b"#%d" % BATCH))
+            asker.sendall(frame(b"#%d" % batch))
             asked += 1
         for fd, _ in poller.poll(1):
             piece = connections[fd].recv(65536)
@@ -211,7 +215,7 @@ def is_open(connection: socket.socket) -> bool:
 
 if __name__ == "__main__":
     kind, port, number = sys.argv[1:]
-    timed = {"echo": echo, "ping-pong": ping_pong, "steady": steady, "fan-out": fan_out}
+    timed = {"echo": echo, "ping-pong": ping_pong, "steady": steady, "fan-out": fan_out, "burst": partial(fan_out, batch=BURST)}
     if kind in timed:
         print(json.dumps(timed[kind](int(port), float(number))))
     else:

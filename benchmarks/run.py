@@ -248,8 +248,13 @@ def gateway_echo(target: Target, seconds: int) -> Sample:
 
 
 def gateway_fan_out(target: Target, seconds: int) -> Sample:
-    """Broadcasts of 64 bytes to 1,000 browsers: messages delivered, and the gateway's CPU time for each."""
+    """Broadcasts of 64 bytes to 1,000 browsers, one at a time: messages delivered, and the gateway's CPU time for each."""
     return _through_the_gateway(target, "fan-out", seconds)
+
+
+def gateway_burst(target: Target, seconds: int) -> Sample:
+    """The same with 20 broadcasts at a time."""
+    return _through_the_gateway(target, "burst", seconds)
 
 
 def _through_the_gateway(target: Target, kind: str, seconds: int) -> Sample:
@@ -331,6 +336,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[Target, int], Sample]]] = {
     "idle": ("benchmarks.apps:hello", idle),
     "gateway-echo": (GATEWAY_APP, gateway_echo),
     "gateway-fan-out": (GATEWAY_APP, gateway_fan_out),
+    "gateway-burst": (GATEWAY_APP, gateway_burst),
     "gateway-outage": (GATEWAY_APP, gateway_outage),
     "gateway-idle": (GATEWAY_APP, gateway_idle),
 }
