@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from laraman.config.gateway import GatewayConfig
     from laraman.errors import ConnectionClosed, ConnectionLost
-    from laraman.gateway.browsers import Client
+    from laraman.gateway.client import Client
     from laraman.gateway.commands import Commands
     from laraman.gateway.dispatch import Dispatcher
     from laraman.gateway.metrics import Metrics

@@ -19,8 +19,8 @@ from laraman.protocols.netsvr import EVENT_CLOSE, EVENT_MESSAGE, EVENT_OPEN
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from laraman.gateway.browsers import Client
     from laraman.gateway.business import Session
+    from laraman.gateway.client import Client
     from laraman.gateway.metrics import Metrics
     from laraman.gateway.wheel import Wheel
 
@@ -161,8 +161,9 @@ class Dispatcher:
 
     @property
     def overloaded(self) -> bool:
-        """Nobody takes opens at the moment, and no more of them can wait."""
-        return not self._takers[EVENT_OPEN] and self.held.full
+        """No more opens can wait: not for those who take them, or, while nobody does, not for anybody."""
+        takers = self._takers[EVENT_OPEN]
+        return all(session.queue.full for session in takers) if takers else self.held.full
 
     def _is_expected(self, bit: int) -> bool:
         """Whether somebody who takes such events is likely to come."""

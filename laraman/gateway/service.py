@@ -8,8 +8,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from laraman.errors import ConfigError
-from laraman.gateway.browsers import Browsers, Client
+from laraman.gateway.browsers import Browsers
 from laraman.gateway.business import Business, Session
+from laraman.gateway.client import Client
 from laraman.gateway.commands import Commands
 from laraman.gateway.dispatch import Dispatcher
 from laraman.gateway.limits import Limits

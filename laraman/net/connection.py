@@ -262,7 +262,9 @@ class Connection(asyncio.Protocol):
     def _check_writing(self, flushed_before: int) -> None:
         self._stall = None
         if self._bytes_flushed() == flushed_before and self.transport.get_write_buffer_size():
-            self.abort(ConnectionLost(f"the peer has read nothing for {self._write_timeout:g} seconds"))
+            error = ConnectionLost(f"the peer has read nothing for {self._write_timeout:g} seconds")
+            logger.warning("%s: %s, the connection is closed", self, error)
+            self.abort(error)
         else:
             self._watch_writing()
 
