@@ -77,7 +77,7 @@ class GatewayConfig:
     worker_heartbeat_message: str = option(HEARTBEAT, "Heartbeat text of the worker port.")
     task_heartbeat_message: str = option(HEARTBEAT, "Heartbeat text of the task port.")
     heartbeat_interval_millisecond: int = option(25_000, "Milliseconds between heartbeats.", low=10)
-    task_connections: int = option(1, "Connections for commands; commands for one client keep their order.", low=1, high=64)
+    task_connections: int = option(1, "Connections for commands; with several, only the commands for one client keep their order.", low=1, high=64)
     queue: int = option(1000, "Commands that may wait while the gateway does not read.", low=1)
     overflow: Literal["wait", "drop_oldest", "error"] = option("wait", "What happens to a command for which there is no room.")
     concurrency: int = option(256, "Messages that a worker handles at once; those of one client one after another.", low=1)

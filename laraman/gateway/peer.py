@@ -37,6 +37,7 @@ class Peer:
         self.worker_heartbeat = config.worker_heartbeat_message.encode()
         self.task_heartbeat = self.worker_heartbeat if single else config.task_heartbeat_message.encode()
         self._single = single
+        self._ours = config.embedded or bool(config.secret)  # which only laraman's gateways have
         #: It has answered, and not as laraman's gateways do. It is not asked again, because netsvr logs the question as an error.
         self.foreign = False
         host, _, port = self.task_addr.rpartition(":")
@@ -68,7 +69,7 @@ class Peer:
             return Dialect(self.config.dialect)
         if not self._single:
             return Dialect.D8
-        if self.config.embedded:
+        if self._ours:
             return Dialect.D5
         for dialect in (Dialect.D5, Dialect.D3):
             if await self._answers(Packet(Command.LIMIT), dialect):
@@ -77,10 +78,8 @@ class Peer:
 
     async def speaks_extensions(self) -> bool:
         """Whether Register is understood at the port for commands, as the hello between two ends of laraman's."""
-        if self._single or self.config.embedded:
-            return self.config.embedded
-        if self.config.secret:
-            return True  # which only laraman's gateways have
+        if self._single or self._ours:
+            return self._ours
         return not self.foreign and await self._answers(hello(self.config, 0, Dialect.D8), Dialect.D8)
 
     async def _answers(self, question: Packet, dialect: Dialect) -> bool:

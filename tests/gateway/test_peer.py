@@ -11,6 +11,7 @@ from laraman.gateway import NetBus
 from laraman.gateway.peer import Peer
 from laraman.protocols.netsvr import Command, Dialect
 from laraman.protocols.netsvr import netsvr_pb2 as pb
+from tests.gateway.gateway import gateway_running
 from tests.gateway.scripted import hang_up, registers, scripted
 
 COUNT = pb.UniqIdCountResp(count=3)
@@ -72,5 +73,16 @@ def test_a_gateway_that_hangs_is_down() -> None:
                 with pytest.raises(LinkDown):
                     await bus.broadcast("x")
                 assert anyio.current_time() - began < 0.1
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_laraman_s_own_single_port_with_a_secret(same: bool) -> None:
+    async def main() -> None:
+        async with gateway_running(task_addr="", secret="s3") as running:
+            address = running.addresses[1]
+            async with NetBus(GatewayConfig(worker_addr=address, task_addr=address if same else "", secret="s3")) as bus:
+                assert (await bus.uniq_id_count()).count == 0
 
     anyio.run(main)
