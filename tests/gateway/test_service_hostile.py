@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import pytest
 
 from laraman.protocols.netsvr import Command
 from laraman.protocols.netsvr import netsvr_pb2 as pb
-from tests.gateway.gateway import gateway_running, until
+from tests.gateway.gateway import DEADLINE, gateway_running, until
 
 if TYPE_CHECKING:
     from tests.gateway.gateway import Peer, Running
@@ -123,3 +124,29 @@ async def test_a_few_pings_are_answered_and_counted() -> None:
             for _ in range(3):
                 await (await browser.ping())
         assert gateway.gateway.metrics.heartbeats == 3
+
+
+# Workers that do not read --------------------------------------------------------------------------------------------------------------
+
+
+async def test_no_browser_is_let_in_that_no_worker_has_room_for() -> None:
+    async with gateway_running() as gateway:
+        stalled = await gateway.worker_peer(limit=1024)
+        await stalled.register()
+        session = gateway.sessions()[0]
+        session.queue._max_events = 10
+        browser = await gateway.open_browser(close_timeout=0.1)
+        async with asyncio.timeout(DEADLINE):
+            while not session.queue.full:
+                await browser.send(b"." * 20_000)
+                await asyncio.sleep(0)
+        refused = await gateway.open_browser()
+        async with asyncio.timeout(DEADLINE):
+            await refused.wait_closed()
+        assert refused.close_code == 1013
+        assert gateway.gateway.metrics.opens_refused == 1
+        with_room = await gateway.worker_peer()
+        await with_room.register()
+        async with gateway.browser():
+            await with_room.event(Command.CONN_OPEN)
+        await browser.close()
