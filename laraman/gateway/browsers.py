@@ -5,8 +5,11 @@ A client leaves the registry, and the business side hears so, when it closes, is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -37,6 +40,8 @@ CLOSE_WAIT = 2.0
 LAST_REQUEST = 0.2
 #: Connections that have not sent their request yet.
 MAX_HANDSHAKES = 16_384
+#: Descriptors that are kept from browsers: for workers, tasks, and what the process has open anyway.
+RESERVED = 128
 #: Payloads of more bytes are compressed (spec section 9.4).
 COMPRESS_ABOVE = 256
 #: Close codes for faults of the peer.
@@ -79,6 +84,8 @@ class Browsers:
         self._ahead = config.burst * self._spacing
         self._period = min(config.ping_interval or config.idle_timeout, config.idle_timeout) / 4
         self._handshakes = 0
+        self.room = max(1, open_limit() - RESERVED)  #: connections of all kinds above which there is none for another browser
+        self._warned = False
         self._throttled: list[Client] = []
         self._written: list[Client] = []
         self._leaving: list[Client] = []
@@ -91,10 +98,17 @@ class Browsers:
 
     def on_connect(self, client: Client) -> None:
         self._handshakes += 1
-        if self._handshakes > MAX_HANDSHAKES:
-            client.abort()
+        if self._handshakes > MAX_HANDSHAKES or len(client.worker.connections) > self.room:
+            self._turn_away(client)
         client.transport.set_write_buffer_limits(high=min(65536, self._config.buffer))
         self._wheel.set(client, self._config.handshake_timeout)
+
+    def _turn_away(self, client: Client) -> None:
+        client.abort()
+        self._metrics.opens_refused += 1
+        if not self._warned:
+            self._warned = True
+            logger.warning("Gateway: no room for more browsers: %d connections, %d handshakes", len(client.worker.connections), self._handshakes)
 
     def on_message(self, client: Client, message: Upgrade | str | bytes | Close) -> None:
         if isinstance(message, str):
@@ -405,3 +419,12 @@ class Browsers:
                 self._end(client, Close(1012, "service restart"))
             elif client.phase is HANDSHAKE:
                 self._wheel.set(client, LAST_REQUEST)
+
+
+def open_limit() -> int:
+    """How many files the process may have open, after as many were asked for as it may ask for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
+from laraman.gateway.browsers import open_limit
 from laraman.protocols.netsvr import Command
 from laraman.protocols.netsvr import netsvr_pb2 as pb
 from tests.gateway.gateway import DEADLINE, gateway_running, until
@@ -150,3 +152,35 @@ async def test_no_browser_is_let_in_that_no_worker_has_room_for() -> None:
         async with gateway.browser():
             await with_room.event(Command.CONN_OPEN)
         await browser.close()
+
+
+# Too many connections ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_browsers_leave_room_for_workers(caplog: pytest.LogCaptureFixture) -> None:
+    async with gateway_running() as gateway:
+        gateway.gateway.browsers.room = 3
+        silent = [await gateway.raw() for _ in range(3)]
+        for _ in range(2):
+            refused = await gateway.raw()
+            assert await refused.ended()
+        worker = await gateway.worker_peer()
+        assert (await worker.register()).code == 0
+        assert caplog.text.count("no room for more browsers") == 1
+        assert gateway.gateway.metrics.opens_refused == 2
+        for peer in (*silent, worker):
+            peer.close()
+        await until(lambda: not gateway.worker.connections)
+        async with gateway.browser() as browser:
+            await (await browser.ping())
+
+
+def test_as_many_files_may_be_open_as_the_process_can_ask_for() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] - 1, before[1]))
+    try:
+        limit = open_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[1]
+        assert limit == before[1] or before[1] == resource.RLIM_INFINITY
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
