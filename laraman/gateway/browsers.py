@@ -42,6 +42,8 @@ LAST_REQUEST = 0.2
 MAX_HANDSHAKES = 16_384
 #: Descriptors that are kept from browsers: for workers, tasks, and what the process has open anyway.
 RESERVED = 128
+#: Messages to one client that wait for the end of the turn.
+MAX_OUT = 256
 #: Payloads of more bytes are compressed (spec section 9.4).
 COMPRESS_ABOVE = 256
 #: Close codes for faults of the peer.
@@ -250,6 +252,8 @@ class Browsers:
                 written.append(client)
             else:
                 client.out.append(frame)
+                if len(client.out) >= MAX_OUT:
+                    client.write_out()
         self._metrics.sent += count
         self._metrics.sent_bytes += count * len(frame)
 
@@ -277,6 +281,8 @@ class Browsers:
             client.out = []
             self._written.append(client)
         client.out.append(frame)
+        if len(client.out) >= MAX_OUT:
+            client.write_out()
 
     def _deliver_slowly(self, client: Client, frame: bytes) -> None:
         """To a client that does not read as fast as it is sent to, or that is leaving."""

@@ -3,6 +3,7 @@
 The semantics are those of netsvr 8 (spec section 8), so that the same calls do the same with this gateway and with a real one; that is why a
 publication still reaches a connection once for each of its topics. What is better is nothing that a foreign business process can trip over:
 
+- A topic that one publication names twice counts once: else one frame could make a million messages.
 - Commands are carried out at once and in order. So two sends to a client arrive in order, and a send before a kick arrives at all.
 - TopicCustomerIdToUniqIdsList has subscribed connections only, as in netsvr 7. netsvr 8 adds the customer's other connections; who asks for the
   ids of a topic wants its subscribers, and both generations are about, so nobody can rely on more.
@@ -198,7 +199,7 @@ class Commands:
         self._deliver(_without(message.exclude, found), message.data, message.binary or binary)
 
     def _topic_publish(self, message: pb.TopicPublish, binary: bool | None) -> None:
-        found = chain.from_iterable(map(self._registry.by_topic, message.topics))
+        found = chain.from_iterable(map(self._registry.by_topic, dict.fromkeys(message.topics)))
         self._deliver(_without(message.exclude, found), message.data, message.binary or binary)
 
     def _single_cast_bulk(self, message: pb.SingleCastBulk, binary: bool | None) -> None:

@@ -74,6 +74,13 @@ def test_bulks_that_are_none(names: list[str], data: list[bytes]) -> None:
     assert world.sent == []
 
 
+def test_a_topic_that_is_named_twice_counts_once() -> None:
+    world = World()
+    world.put("u", topics=["t", "s"])
+    world.tell(Command.TOPIC_PUBLISH, pb.TopicPublish(topics=["t", "s", "t"], data=b"x"))
+    assert world.sent == [("u", b"x"), ("u", b"x")]
+
+
 def test_no_data_is_no_message() -> None:
     world = World()
     world.put("u", "s", "c", ["t"])
@@ -146,7 +153,7 @@ def expected_sends(connections: dict[str, tuple[str, set[str]]], command: Comman
         case Command.MULTICAST_BY_CUSTOMER_ID:
             targets = of_customers(message.customer_ids)
         case _:
-            targets = [uniq_id for topic in message.topics for uniq_id in of_topic(topic)]
+            targets = [uniq_id for topic in dict.fromkeys(message.topics) for uniq_id in of_topic(topic)]
     excluded = getattr(message, "exclude", ())
     return [(uniq_id, message.data) for uniq_id in targets if message.data and uniq_id not in excluded]
 

@@ -184,3 +184,18 @@ def test_as_many_files_may_be_open_as_the_process_can_ask_for() -> None:
         assert limit == before[1] or before[1] == resource.RLIM_INFINITY
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+# One command that makes very many messages ---------------------------------------------------------------------------------------------
+
+
+async def test_a_browser_that_one_command_is_too_much_for_is_closed() -> None:
+    async with gateway_running(buffer=65536) as gateway:
+        task = await gateway.task_peer()
+        slow = await gateway.raw(limit=1024)  # it reads no more than that when it is not asked to
+        slow.writer.write(REQUEST)
+        (uniq_id,) = await until(lambda: gateway.uniq_ids)
+        task.send(Command.MULTICAST, pb.Multicast(uniq_ids=[uniq_id] * 60_000, data=b"x" * 1000))
+        await until(lambda: not gateway.uniq_ids)
+        assert gateway.gateway.metrics.sent_bytes < 30_000_000
+        assert gateway.gateway.metrics.not_sent > 0
