@@ -168,7 +168,7 @@ class Business:
 
     def on_connect(self, session: Session) -> None:
         session.heard(self._wheel.now)
-        self._wheel.set(session, self._config.read_deadline)
+        self._wheel.set(session, self._config.read_deadline if session.authorized else self._config.handshake_timeout)
 
     def on_message(self, session: Session, packet: Packet) -> None:
         command, message = packet
@@ -194,6 +194,9 @@ class Business:
         self.retire(session)
 
     def on_deadline(self, session: Session, now: float) -> None:
+        if not session.authorized and session.error is None:
+            self._refuse(session, f"no shared secret within {self._config.handshake_timeout:g} seconds")
+            return
         limit = self._config.read_deadline
         silence = session.silence(now)
         if silence < limit:

@@ -225,6 +225,16 @@ async def test_a_wrong_secret_is_refused_and_not_logged(secret: str, caplog: pyt
     assert "s3cre" not in caplog.text.replace("shared secret", "")
 
 
+async def test_a_secret_has_to_come_in_time() -> None:
+    async with gateway_running(secret="s3cret", handshake_timeout=0.2) as gateway:
+        known = await gateway.task_peer()
+        assert (await known.register(0, secret="s3cret", features=EXTENSIONS)).code == 0
+        for stranger in (await gateway.worker_peer(), await gateway.task_peer()):
+            stranger.writer.write(stranger.codec.send(DEFAULT_HEARTBEAT))
+            assert await stranger.ended()
+        assert (await known.ask(Command.UNIQ_ID_COUNT)).count == 0
+
+
 async def test_the_right_secret_opens_both_ports() -> None:
     async with gateway_running(secret="s3cret") as gateway:
         worker, task = await gateway.worker_peer(), await gateway.task_peer()
