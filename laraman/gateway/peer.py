@@ -16,6 +16,7 @@ from laraman.protocols.netsvr import netsvr_pb2 as pb
 
 if TYPE_CHECKING:
     from laraman.config.gateway import GatewayConfig
+    from laraman.net.link import Link
 
 #: Where a gateway listens that has all addresses of its machine.
 ANY = "0.0.0.0"
@@ -38,6 +39,8 @@ class Peer:
         self.task_heartbeat = self.worker_heartbeat if single else config.task_heartbeat_message.encode()
         self._single = single
         self._ours = config.embedded or bool(config.secret)  # which only laraman's gateways have
+        #: To the same gateway: when one comes up, the others need not wait for their next attempt.
+        self.links: list[Link] = []
         #: It has answered, and not as laraman's gateways do. It is not asked again, because netsvr logs the question as an error.
         self.foreign = False
         host, _, port = self.task_addr.rpartition(":")
@@ -47,6 +50,11 @@ class Peer:
         if not config.prefix and self._host != ANY:
             with contextlib.suppress(ValueError):
                 self.prefixes = frozenset({addr_to_prefix(self.task_addr)})
+
+    def is_back(self, link: Link) -> None:
+        """One of ``links`` is up."""
+        for other in self.links:
+            other.retry()
 
     async def find_prefixes(self) -> None:
         """Look its address up, unless that is known. Raises OSError, ConfigError when it has no IPv4 address: those are what uniqIds are made of."""

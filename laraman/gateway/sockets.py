@@ -55,12 +55,14 @@ class MainSocket:
             name=f"gateway {peer.worker_addr} events",
             protocol=lambda: Netsvr("business", heartbeat=peer.worker_heartbeat),
             on_message=self._receive,
+            on_up=peer.is_back,
             on_down=self._lost,
             handshake=self._register,
             heartbeat=_heartbeat(peer, peer.worker_heartbeat),
             connect_timeout=config.connect_timeout,
             backoff=BACKOFF,
         )
+        peer.links.append(self.link)
         #: Whether the gateway speaks the extensions: an answer to Register means that events come here from now on.
         self.extended = False
         self._peer = peer
@@ -217,6 +219,7 @@ class TaskSocket:
             queue=config.queue,
             overflow=config.overflow,
         )
+        peer.links.append(self.link)
 
     # Calls -----------------------------------------------------------------------------------------------------------------------
 
@@ -322,6 +325,7 @@ class TaskSocket:
             self._peer.foreign = True
 
     def _on_up(self, link: Link) -> None:
+        self._peer.is_back(link)
         self._heard = self._loop.time()
         self._up.set()
 

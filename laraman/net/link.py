@@ -168,6 +168,7 @@ class Link:
         self._task_status: TaskStatus[None] | None = None
         self._queued = asyncio.Event()
         self._room = asyncio.Event()
+        self._sooner = asyncio.Event()
         self._over = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -249,6 +250,10 @@ class Link:
         if self._connection is not None and self.state in (State.HANDSHAKE, State.UP):
             self._connection.abort(error)
 
+    def retry(self) -> None:
+        """Dial now instead of waiting for the next attempt: there are signs that the peer is back. Nothing happens while the link is not DOWN."""
+        self._sooner.set()
+
     async def closed(self) -> None:
         """Return when the link is CLOSED."""
         await self._over.wait()
@@ -271,7 +276,9 @@ class Link:
                 await self._live_once()
             except Exception as exc:  # whatever a handshake raises: a link is kept
                 self._failed(exc)
-            await anyio.sleep(self._backoff.delay(self.failures))
+            self._sooner.clear()
+            with anyio.move_on_after(self._backoff.delay(self.failures)):
+                await self._sooner.wait()
             self.failures += 1
 
     def _failed(self, exc: BaseException) -> None:

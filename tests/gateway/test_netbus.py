@@ -18,7 +18,7 @@ from laraman.gateway import NetBus
 from laraman.net.dial import resolve as resolve_name
 from tests.conftest import free_ports
 from tests.gateway.clients import config, elsewhere, in_worker
-from tests.gateway.gateway import Running, gateway_running, until
+from tests.gateway.gateway import DEADLINE, Running, gateway_running, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -481,8 +481,8 @@ async def test_a_gateway_that_was_restarted_has_its_workers_again() -> None:
                 begun = time.monotonic()
                 await until(running.sessions)
                 assert time.monotonic() - begun < 5
-                async with running.browser() as browser:
-                    await browser.send("hello")
+                async with asyncio.timeout(DEADLINE), running.browser() as browser:
+                    await browser.send("hello")  # and commands have their way back as soon as events have
                     assert await browser.recv() == "hello"
                 assert (await here.bus.uniq_id_count()).count == len(running.uniq_ids)
 

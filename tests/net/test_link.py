@@ -180,6 +180,18 @@ async def test_messages_go_both_ways() -> None:
 
 
 @pytest.mark.anyio
+async def test_retry_dials_at_once() -> None:
+    port = free_port()
+    async with kept(link(local(port), backoff=Backoff(base=3600, cap=3600, random=lambda: 0.9))) as made:
+        await until(lambda: made.error is not None)
+        async with serving(Peer(), port=port):
+            made.retry()
+            await up(made)
+            made.retry()  # is up already
+            assert made.state == "UP"
+
+
+@pytest.mark.anyio
 async def test_a_peer_that_is_absent_at_boot_gets_everything_when_it_comes(told: list[Any]) -> None:
     port = free_port()
     async with kept(link(local(port), name="feed", backoff=QUICK)) as made:
