@@ -48,7 +48,7 @@ class Server:
 
     def __init__(self, directory: Path, arguments: tuple[str, ...], environ: Mapping[str, str]) -> None:
         self.directory = directory
-        self.environ = clean_environment(environ)
+        self.environ = clean_environment({"TMPDIR": str(directory.parent), **environ})  # where a state directory may be that does not fit here
         self.gateway = 0  # the port for browsers, in tests that start one
         self._log = directory / "output.txt"
         with self._log.open("wb") as log:

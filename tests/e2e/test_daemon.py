@@ -137,9 +137,9 @@ def long_directory() -> Iterator[Path]:
         yield Path(path).resolve()
 
 
-def test_a_path_too_long_for_a_socket_does_not_stop_a_start(long_directory: Path) -> None:
+def test_a_path_too_long_for_a_socket_does_not_stop_a_start(long_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (long_directory / "app.py").write_text(FILES["app.py"])
-    running = Server(long_directory, ("app:app", "-d", "--port", "0"), {})
+    running = Server(long_directory, ("app:app", "-d", "--port", "0"), {"TMPDIR": str(tmp_path_factory.mktemp("t"))})
     try:
         assert running.process.wait(DEADLINE) == 0, running.output
         shown = running.cli("status", "--json")
