@@ -379,7 +379,7 @@ def table(scenario: str, results: dict[str, Sample]) -> str:
         return f"{scenario}: every server failed"
     columns = list(next(iter(results.values())))
     peers = [peer for peer in PEERS if peer in results]
-    lines = [f"| {scenario} | {' | '.join(columns)} | {' | '.join(f'x {peer}' for peer in peers)} |"]
+    lines = [f"| {' | '.join([scenario, *columns, *(f'x {peer}' for peer in peers)])} |"]
     lines.append("|---" + "|--:" * (len(columns) + len(peers)) + "|")
     for name, result in results.items():
         ratios = [f"{result[columns[0]] / results[peer][columns[0]]:.2f}" if results[peer][columns[0]] else "-" for peer in peers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import re
 import socket
@@ -83,3 +84,11 @@ def test_the_full_duplex_example_runs(server: Callable[..., Server]) -> None:
         assert ada.recv(timeout=10) == "closing time"  # and nothing of what she said herself
         while (text := bob.recv(timeout=10)) != "closing time":
             assert text == "hello"
+
+
+def test_every_table_has_as_many_cells_in_each_row() -> None:
+    """Otherwise it is shown as text."""
+    lines = README.splitlines()
+    for number, (line, next_line) in enumerate(itertools.pairwise(lines), 1):
+        if line.startswith("|") and next_line.startswith("|"):
+            assert line.count("|") == next_line.count("|"), f"line {number}: {line}"
