@@ -135,8 +135,8 @@ class Run:
         worker = self._worker
         worker.loop = self._loop
         worker._run = self
-        worker.sandbox = Sandbox()
         current_worker.set(worker)
+        worker.sandbox = Sandbox()
         logger.info("Started server process [%d]", os.getpid())
         _, self._channel = await self._loop.connect_accepted_socket(lambda: Connection(Ipc(), self, None, "out"), channel)
         beats = self._loop.create_task(self._beat())

@@ -21,7 +21,7 @@ import pytest
 from laraman import events
 from laraman.config import Config
 from laraman.errors import BootError, ConfigError
-from laraman.net.link import Backoff, link
+from laraman.net.link import Backoff, current_worker, link
 from laraman.process import worker as worker_module
 from laraman.process.worker import Worker, import_listeners
 from laraman.protocols.ipc import Ipc
@@ -247,6 +247,18 @@ def test_a_declaration_is_light() -> None:
 
 
 # Life -----------------------------------------------------------------------------------------------------------------------------
+
+
+@fork
+def test_an_operation_s_surroundings_know_the_worker(start: Callable[..., Boss], diary: Diary) -> None:
+    class Operating:
+        def on_start(self, worker: Worker) -> None:
+            diary.write(str(worker.sandbox.context().run(current_worker.get) is worker))
+
+    boss = start(Worker("operating", handler=Operating()))
+    boss.hear("ready")
+    assert boss.stop() == 0
+    assert diary.lines() == ["True"]
 
 
 @fork
