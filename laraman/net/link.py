@@ -251,7 +251,7 @@ class Link:
             self._connection.abort(error)
 
     def retry(self) -> None:
-        """Dial now instead of waiting for the next attempt: there are signs that the peer is back. Nothing happens while the link is not DOWN."""
+        """Wait no longer than after a first failure: there are signs that the peer is back. Nothing happens while the link is not DOWN."""
         self._sooner.set()
 
     async def closed(self) -> None:
@@ -279,6 +279,7 @@ class Link:
             self._sooner.clear()
             with anyio.move_on_after(self._backoff.delay(self.failures)):
                 await self._sooner.wait()
+                await anyio.sleep(self._backoff.delay(0))  # links that come and go would wake each other without a pause
             self.failures += 1
 
     def _failed(self, exc: BaseException) -> None:

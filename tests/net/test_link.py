@@ -180,15 +180,25 @@ async def test_messages_go_both_ways() -> None:
 
 
 @pytest.mark.anyio
-async def test_retry_dials_at_once() -> None:
+async def test_retry_waits_as_after_a_first_failure() -> None:
     port = free_port()
-    async with kept(link(local(port), backoff=Backoff(base=3600, cap=3600, random=lambda: 0.9))) as made:
+    asked: list[float] = []
+
+    class Counted(Backoff):
+        def delay(self, failures: int) -> float:
+            asked.append(failures)
+            return 3600 if failures else 0.01
+
+    made = link(local(port), backoff=Counted())
+    made.failures = 60
+    async with kept(made):
         await until(lambda: made.error is not None)
         async with serving(Peer(), port=port):
             made.retry()
             await up(made)
             made.retry()  # is up already
             assert made.state == "UP"
+            assert asked == [60, 0]
 
 
 @pytest.mark.anyio
