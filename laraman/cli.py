@@ -41,11 +41,6 @@ _GATEWAY_SERVER_OPTIONS = (
     *("daemon", "name", "state_dir", "loop", "log_level", "log_file", "use_colors"),
     *("timeout_graceful_shutdown", "timeout_worker_healthcheck", "timeout_worker_boot"),
 )
-#: Options of the business side, which have no meaning for a gateway, and those that are not for a command line that everybody can read.
-_NOT_A_GATEWAYS = frozenset(
-    "embedded secret prefix events process_cmd_goroutine_num workers connect_timeout send_receive_timeout max_idle_time queue overflow "
-    "heartbeat_interval_millisecond task_connections concurrency message_timeout netsvr".split()
-)
 #: Seconds on top of the boot deadline that a daemon gets to say how its start went.
 DAEMON_MARGIN = 15.0
 
@@ -148,10 +143,9 @@ def _gateway_configured(arguments: list[str]) -> Config:
     """The configuration of a gateway alone. Raises ConfigError."""
     parsed = vars(_parse(_gateway_parser(), arguments))
     own = {name: parsed.pop(name) for name in GATEWAY.options if name in parsed}
-    config = Config.load(parsed, os.environ, PYPROJECT, only=_GATEWAY_SERVER_OPTIONS)
-    loaded = Config.load({}, os.environ, PYPROJECT, gateway=own).gateway
-    port = int(loaded.listen.rpartition(":")[2])  # which is its name, unless it has another
-    return replace(config, app="", port=port, gateway=replace(loaded, embedded=True))
+    config = Config.load(parsed, os.environ, PYPROJECT, only=(*_GATEWAY_SERVER_OPTIONS, "gateway"), gateway=own)
+    port = int(config.gateway.listen.rpartition(":")[2])  # which is its name, unless it has another
+    return replace(config, port=port, gateway=replace(config.gateway, embedded=True))
 
 
 def _import_listeners(config: Config) -> None:
@@ -421,7 +415,7 @@ def _gateway_parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("gateway")
     for option in GATEWAY.options.values():
-        if option.name not in _NOT_A_GATEWAYS:
+        if option.metadata and option.metadata["flags"] is not None:
             _add(group, option)
     group = parser.add_argument_group("server")
     for name in _GATEWAY_SERVER_OPTIONS:
@@ -438,7 +432,7 @@ def _add(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
         group.add_argument("app", nargs="?", metavar="APP", help=text)
     elif is_switch(option):
         group.add_argument(*flags(option), dest=option.name, action=argparse.BooleanOptionalAction, default=None, help=text)
-    elif kind(option) is tuple and option.name != "gateway":
+    elif kind(option) is tuple:
         group.add_argument(*flags(option), dest=option.name, action="append", metavar=metavar, help=text)
     else:
         group.add_argument(*flags(option), dest=option.name, metavar=metavar, help=text)

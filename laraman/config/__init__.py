@@ -18,7 +18,7 @@ from laraman.config.options import Section, choices, default_text, flags, is_swi
 from laraman.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
     from dataclasses import Field
     from pathlib import Path
 
@@ -135,7 +135,7 @@ class Config:
         cli: Mapping[str, Any],
         env: Mapping[str, str],
         pyproject: Path | None,
-        only: Iterable[str] = (),
+        only: Collection[str] = (),
         gateway: Mapping[str, Any] | None = None,
     ) -> Config:
         """The configuration from the command line, the environment and the file; a file that does not exist is no error.
@@ -148,9 +148,9 @@ class Config:
         file = str(pyproject)
         if not only:
             SERVER.check_names(table, file)
-        plain = [name for name in only or OPTIONS if name != "gateway"]
-        values = SERVER.values(cli, env, table, file, plain)
-        if not only:
+        names = only or OPTIONS
+        values = SERVER.values(cli, env, table, file, [name for name in names if name != "gateway"])
+        if "gateway" in names:
             given = {**(gateway or {}), "gateway": cli.get("gateway")}
             values["gateway"] = GatewayConfig.load(given, env, table.get("gateway", {}), file)
         return cls(**values)

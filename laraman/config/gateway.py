@@ -52,10 +52,11 @@ def _prefix(text: str) -> str:
 class GatewayConfig:
     """Everything about websocket gateways. Times are in seconds, unless the name says otherwise, sizes in bytes.
 
-    The names are those of the PHP client's configuration; both spellings are read, ``worker_addr`` and ``workerAddr``.
+    The names are those of the PHP client's configuration; both spellings are read, ``worker_addr`` and ``workerAddr``. Without a flag are the
+    options of the business side, which ``laraman gateway`` is not, and the secret, which is not for a command line that everybody can read.
     """
 
-    embedded: bool = option(False, "Run a gateway in this server.", metavar="BOOLEAN")
+    embedded: bool = option(False, "Run a gateway in this server.", metavar="BOOLEAN", flags=None)
     listen: str = option("127.0.0.1:6060", "Where the embedded gateway accepts browsers.", parse=_address, metavar="HOST:PORT")
     worker_addr: str = option("127.0.0.1:6061", "Where the gateway gives events to workers.", parse=_known_port, metavar="HOST:PORT")
     task_addr: str = option(
@@ -64,24 +65,28 @@ class GatewayConfig:
         parse=_known_port,
         metavar="HOST:PORT",
     )
-    secret: str = option("", "Shared secret of the worker and task ports; only laraman's gateways have one.")
+    secret: str = option("", "Shared secret of the worker and task ports; only laraman's gateways have one.", flags=None)
 
-    events: int = option(7, "What to be told of: 1 opens + 2 closes + 4 messages.", low=1, high=7)
+    events: int = option(7, "What to be told of: 1 opens + 2 closes + 4 messages.", low=1, high=7, flags=None)
     dialect: Literal["auto", "d8", "d5", "d3"] = option("auto", "Generation of the gateway: `d8` 8.x, `d5` 5.x to 7.x, `d3` 4.x.")
-    process_cmd_goroutine_num: int = option(0, "Command goroutines of a connection, in gateways before 8.0; above 1 there is no order.", low=0)
+    process_cmd_goroutine_num: int = option(
+        0, "Command goroutines of a connection, in gateways before 8.0; above 1 there is no order.", low=0, flags=None
+    )
     prefix: str = option("", "First 12 characters of the gateway's uniqIds, where they are not its address.", parse=_prefix)
-    workers: tuple[str, ...] = option(("http",), "Workers that events are given to.", flags=("--worker",))
-    connect_timeout: float = option(5.0, "Seconds to connect and register.", low=0.01)
-    send_receive_timeout: float = option(5.0, "Seconds to wait for a gateway that is down, and for an answer.", low=0.01)
-    max_idle_time: float = option(117.0, "Seconds of silence after which a connection is tried before it is used.", low=0.01)
+    workers: tuple[str, ...] = option(("http",), "Workers that events are given to.", flags=None)
+    connect_timeout: float = option(5.0, "Seconds to connect and register.", low=0.01, flags=None)
+    send_receive_timeout: float = option(5.0, "Seconds to wait for a gateway that is down, and for an answer.", low=0.01, flags=None)
+    max_idle_time: float = option(117.0, "Seconds of silence after which a connection is tried before it is used.", low=0.01, flags=None)
     worker_heartbeat_message: str = option(HEARTBEAT, "Heartbeat text of the worker port.")
     task_heartbeat_message: str = option(HEARTBEAT, "Heartbeat text of the task port.")
-    heartbeat_interval_millisecond: int = option(25_000, "Milliseconds between heartbeats.", low=10)
-    task_connections: int = option(1, "Connections for commands; with several, only the commands for one client keep their order.", low=1, high=64)
-    queue: int = option(1000, "Commands that may wait while the gateway does not read.", low=1)
-    overflow: Literal["wait", "drop_oldest", "error"] = option("wait", "What happens to a command for which there is no room.")
-    concurrency: int = option(256, "Messages that a worker handles at once; those of one client one after another.", low=1)
-    message_timeout: float = option(60.0, "Seconds a message handler may take; 0 for no limit.", low=0)
+    heartbeat_interval_millisecond: int = option(25_000, "Milliseconds between heartbeats.", low=10, flags=None)
+    task_connections: int = option(
+        1, "Connections for commands; with several, only the commands for one client keep their order.", low=1, high=64, flags=None
+    )
+    queue: int = option(1000, "Commands that may wait while the gateway does not read.", low=1, flags=None)
+    overflow: Literal["wait", "drop_oldest", "error"] = option("wait", "What happens to a command for which there is no room.", flags=None)
+    concurrency: int = option(256, "Messages that a worker handles at once; those of one client one after another.", low=1, flags=None)
+    message_timeout: float = option(60.0, "Seconds a message handler may take; 0 for no limit.", low=0, flags=None)
 
     path: str = option("/", "Path of the browsers' websocket.", parse=_path)
     origins: tuple[str, ...] = option((), "Origins to let in besides pages of the same host; `*` is any.", flags=("--origin",), parse=_origin)

@@ -20,7 +20,7 @@ def option(
     default: Any,
     help: str,
     *,
-    flags: tuple[str, ...] = (),
+    flags: tuple[str, ...] | None = (),
     env: tuple[str, ...] = (),
     low: float | None = None,
     high: float | None = None,
@@ -28,6 +28,7 @@ def option(
     metavar: str = "",
 ) -> Any:
     """A field. ``flags`` and ``env`` only where they are not ``--field-name`` and the section's own names; bounds are inclusive.
+    With ``flags`` None no command line has it.
 
     ``parse`` turns the text of one value into the value and raises ValueError. A bool with a ``metavar`` takes its value as a word.
     """
@@ -97,18 +98,19 @@ _TYPES: dict[Field[Any], Any] = {}
 
 def flags(wanted: Field[Any]) -> tuple[str, ...]:
     """How the command line spells it, without the ``--no-`` forms; ("APP",) for the one positional."""
-    special: tuple[str, ...] = wanted.metadata["flags"]
+    special: tuple[str, ...] | None = wanted.metadata["flags"]
     return special or (f"--{wanted.name.replace('_', '-')}",)
 
 
 def kind(wanted: Field[Any]) -> type:
-    """The type of its values: bool, int, float, str or tuple (a repeatable wanted)."""
+    """The type of its values: bool, int, float, str or tuple (a repeatable option)."""
     hint = _TYPES[wanted]
     if choices(wanted):
         return str
-    if hint not in (bool, int, float, str):
-        hint = next((part for part in get_args(hint) if part in (bool, int)), tuple)  # "int | None", else "tuple[...]"
-    return hint  # type: ignore[no-any-return]
+    if hint in (bool, int, float):
+        return hint  # type: ignore[no-any-return]
+    parts = get_args(hint)
+    return next((part for part in parts if part in (bool, int)), tuple) if parts else str  # "int | None", "tuple[...]", text
 
 
 def choices(wanted: Field[Any]) -> tuple[str, ...]:
