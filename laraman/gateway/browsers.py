@@ -234,8 +234,6 @@ class Browsers:
         """One message to each. It is encoded once, and compressed once where somebody wants it so."""
         binary = self._is_binary(data, binary)
         frame = data_frame(data, binary=binary)
-        if not self._written:
-            self._loop.call_soon(self._write_out)
         if self._deflate is not None and len(data) > COMPRESS_ABOVE:
             self._deliver_large(entries, data, binary, frame)
             return
@@ -248,6 +246,8 @@ class Browsers:
                 continue
             count += 1
             if client.out is None:
+                if not written:
+                    self._loop.call_soon(self._write_out)
                 client.out = [frame]
                 written.append(client)
             else:
@@ -278,6 +278,8 @@ class Browsers:
         self._metrics.sent += 1
         self._metrics.sent_bytes += len(frame)
         if client.out is None:
+            if not self._written:
+                self._loop.call_soon(self._write_out)
             client.out = []
             self._written.append(client)
         client.out.append(frame)

@@ -19,7 +19,7 @@ NAMES = (
     "not_forwarded",  # frames that no business process got
     "not_sent",  # messages that a browser was too slow for
     "not_sent_bytes",
-    "messages_over_rate",  # dropped by a limit per connection
+    "messages_over_rate",  # dropped by a limit per connection: none here, such a browser is read more slowly
 )
 #: The windows of the moving averages, in seconds.
 WINDOWS = (60.0, 300.0, 900.0)

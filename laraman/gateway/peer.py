@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from laraman.errors import ConfigError, RemoteProtocolError
+from laraman.gateway.identity import ANY, prefix_of
 from laraman.net.address import parse_address
 from laraman.net.connection import Connection
 from laraman.net.dial import dial, resolve
@@ -17,9 +18,6 @@ from laraman.protocols.netsvr import netsvr_pb2 as pb
 if TYPE_CHECKING:
     from laraman.config.gateway import GatewayConfig
     from laraman.net.link import Link
-
-#: Where a gateway listens that has all addresses of its machine.
-ANY = "0.0.0.0"
 
 
 class Peer:
@@ -39,7 +37,7 @@ class Peer:
         self.task_heartbeat = self.worker_heartbeat if single else config.task_heartbeat_message.encode()
         self._single = single
         self._ours = config.embedded or bool(config.secret)  # which only laraman's gateways have
-        #: To the same gateway: when one comes up, the others need not wait for their next attempt.
+        #: To the same gateway: when one comes up, the others need not wait for long.
         self.links: list[Link] = []
         #: It has answered, and not as laraman's gateways do. It is not asked again, because netsvr logs the question as an error.
         self.foreign = False
@@ -61,8 +59,6 @@ class Peer:
         if self.prefixes:
             return
         if self._host == ANY:  # the embedded one, and it says in its uniqIds what others call this machine
-            from laraman.gateway.service import prefix_of
-
             self.prefixes = frozenset({prefix_of(parse_address(self.task_addr))})
             return
         async with asyncio.timeout(self.config.connect_timeout):

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from typing import TYPE_CHECKING, Any
 
-from laraman.errors import ConfigError
 from laraman.gateway.browsers import Browsers
 from laraman.gateway.business import Business, Session
 from laraman.gateway.client import Client
 from laraman.gateway.commands import Commands
 from laraman.gateway.dispatch import Dispatcher
+from laraman.gateway.identity import prefix_of
 from laraman.gateway.limits import Limits
 from laraman.gateway.metrics import Metrics
 from laraman.gateway.registry import Registry
 from laraman.gateway.wheel import TICK, Wheel
 from laraman.net.connection import CLOSED
-from laraman.protocols.netsvr import addr_to_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from laraman.config.gateway import GatewayConfig
-    from laraman.net.address import Address
     from laraman.net.bind import Bind
 
 logger = logging.getLogger("uvicorn.error")
@@ -35,8 +32,6 @@ METRICS_PERIOD = 5.0
 WORKERS_PART = 2 / 3
 #: Seconds of a stop for the browsers to answer, and for the business side to read; of a shorter deadline, the third part each.
 STOP_WAIT = 3.0
-#: Where the kernel would send a packet to, to find out this machine's own address; nothing is sent.
-_FAR = ("192.0.2.1", 9)
 
 
 class Gateway:
@@ -94,12 +89,13 @@ class Gateway:
         """
         if worker.stop_reason == "stop" and worker.config.app:
             left = float("inf") if deadline is None else (deadline - self._loop.time()) * WORKERS_PART
-            await self._until(lambda: not any(isinstance(one, Session) and one.extended for one in worker.connections), left)
+            workers = [connection for connection in worker.connections if isinstance(connection, Session) and connection.extended]
+            await self._until(lambda: all(session.state == CLOSED for session in workers), left)
         now = self._loop.time()
         wait = STOP_WAIT if deadline is None else min(STOP_WAIT, max(0.0, deadline - now) / 3)
         clients = [connection for connection in worker.connections if isinstance(connection, Client)]
         self.browsers.stop(clients)
-        await self._until(lambda: not any(client.state != CLOSED for client in clients), wait)
+        await self._until(lambda: all(client.state == CLOSED for client in clients), wait)
         self.dispatcher.give_up()
         sessions = [connection for connection in worker.connections if isinstance(connection, Session)]
         await self._until(lambda: not any(session.queue.events for session in sessions), wait)
@@ -114,22 +110,3 @@ class Gateway:
 
     def on_stop(self, worker: Any) -> None:
         self._timer.cancel()
-
-
-def prefix_of(address: Address) -> str:
-    """The first 12 characters of this gateway's uniqIds: the IPv4 address and the port of its task listener. Raises ConfigError."""
-    host = address.host
-    try:
-        if host == "0.0.0.0":
-            host = _own_address()
-        found = socket.getaddrinfo(host, address.port, socket.AF_INET, socket.SOCK_STREAM)
-        return addr_to_prefix(f"{found[0][4][0]}:{address.port}")
-    except OSError as exc:
-        raise ConfigError(f"[tool.laraman.gateway] {address} has no IPv4 address that uniqIds could begin with; set prefix ({exc})") from None
-
-
-def _own_address() -> str:
-    """The address that other machines see. Raises OSError when there is no network."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(_FAR)
-        return str(probe.getsockname()[0])

@@ -23,23 +23,12 @@ from laraman.gateway.embedded import gateway_worker
 from laraman.gateway.service import Gateway
 from laraman.protocols.netsvr import Command, Dialect, Netsvr, Packet
 from laraman.protocols.netsvr import netsvr_pb2 as pb
+from tests.net.serving import DEADLINE, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from google.protobuf.message import Message
-
-#: Seconds after which a test gives up: far more than any of them needs.
-DEADLINE = 10.0
-
-
-async def until(condition: Callable[[], Any]) -> Any:
-    """Wait until ``condition()`` is true, and return what it is."""
-    async with asyncio.timeout(DEADLINE):
-        while not (found := condition()):
-            await asyncio.sleep(0.005)
-    return found
-
 
 class Peer:
     """A business process's connection: the codec over a plain socket. ``receive`` takes what comes next, whatever it is."""

@@ -15,7 +15,7 @@ from laraman.config.gateway import GatewayConfig
 from laraman.errors import ConfigError
 from laraman.gateway.business import Session
 from laraman.gateway.embedded import gateway_worker
-from laraman.gateway.service import prefix_of
+from laraman.gateway.identity import prefix_of
 from laraman.net.address import parse_address
 from laraman.protocols.netsvr import DEFAULT_HEARTBEAT, EXTENSIONS, Command, Dialect
 from laraman.protocols.netsvr import netsvr_pb2 as pb
