@@ -378,6 +378,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
 #: What the help calls the options from this field on.
 _GROUPS = {
     "app": "application",
+    "isolation": "state between requests",
     "host": "address",
     "workers": "processes",
     "loop": "protocols",
@@ -402,7 +403,8 @@ def _start_parser() -> argparse.ArgumentParser:
         if option.name in _GROUPS:
             group = parser.add_argument_group(_GROUPS[option.name])
         assert group is not None
-        _add(group, option)
+        if option.metadata["flags"] is not None:
+            _add(group, option)
     return parser
 
 

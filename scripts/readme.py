@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.run import table  # noqa: E402
-from laraman.config import gateway_table, options_table  # noqa: E402
+from laraman.config import gateway_table, options_table, sandbox_table  # noqa: E402
 
 README = ROOT / "README.md"
 HISTORY = ROOT / "benchmarks" / "history.jsonl"
@@ -42,7 +42,7 @@ def _measured(run: dict[str, Any]) -> str:
 
 def generate(text: str) -> str:
     """The README's text with both parts as they should be."""
-    for name, content in (("options", options_table()), ("gateway", gateway_table()), ("benchmark", benchmark())):
+    for name, content in (("options", options_table()), ("gateway", gateway_table()), ("sandbox", sandbox_table()), ("benchmark", benchmark())):
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(f"{begin}\n")
         _, found, after = rest.partition(end)

@@ -33,6 +33,7 @@ FLOORS = {
     "tasks": 4,
     "channel": 4,
     "admin": 4,
+    "check": 5,
     "cli": 5,
     "testing": 5,
     "__main__": 5,

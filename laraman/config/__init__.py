@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from laraman.config.cpus import cpu_count
 from laraman.config.gateway import GATEWAY, GatewayConfig
 from laraman.config.options import Section, choices, default_text, flags, is_switch, option
+from laraman.config.sandbox import SANDBOX, SandboxConfig
 from laraman.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 
 NO_GATEWAY = GatewayConfig()
+NO_RESETS = SandboxConfig()
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 
@@ -50,6 +52,14 @@ def _header(text: str) -> str:
     return text
 
 
+def _size(text: str) -> int:
+    """Bytes: a whole number, or one with a unit, ``512MB`` or ``1.5 GiB``; as in most servers' limits, each unit is a power of 1024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r} is not a size: a number of bytes, or one with a unit like 512MB")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
+
+
 def _name(text: str) -> str:
     """The instance's name becomes the name of a directory."""
     if text and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", text):
@@ -72,6 +82,14 @@ class Config:
         NO_GATEWAY, "Run a websocket gateway that accepts browsers at this address, and let the workers talk to it.", metavar="HOST:PORT"
     )
 
+    sandbox: SandboxConfig = option(NO_RESETS, "What is reset between operations.", flags=None)
+    isolation: Literal["concurrent", "serial"] = option(
+        "concurrent", "Operations of a worker overlap, or are run one at a time, for code written for one request at a time."
+    )
+    guard: Literal["off", "warn", "restore", "strict"] = option(
+        "warn", "What to do when an operation changes the process for others: say who did, also put it back, or also fail it."
+    )
+
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
     uds: str = option("", "Listen on this unix socket instead.", metavar="PATH")
@@ -87,6 +105,7 @@ class Config:
         parse=_workers,
         metavar="NUMBER|auto",
     )
+    preload: bool = option(False, "Import the application once for all workers, in a process that they are forked from.")
     daemon: bool = option(False, "Run in the background; the command returns when the server is ready.", flags=("-d", "--daemon"))
     name: str = option("", "Name of this instance; the port when empty.", parse=_name)
     state_dir: str = option("", "Directory of the pid file and the control socket; .laraman/<name> when empty.", metavar="DIRECTORY")
@@ -112,8 +131,21 @@ class Config:
     use_colors: bool | None = option(None, "Colour the log; by default when it goes to a terminal.")
 
     limit_concurrency: int | None = option(None, "Connections or running requests per worker from which on 503 is answered.", low=1)
-    limit_max_requests: int | None = option(None, "Requests after which a worker is replaced; its successor is ready first.", low=1)
-    limit_max_requests_jitter: int = option(0, "A random number up to this is added to limit_max_requests, for each worker anew.", low=0)
+    limit_max_requests: int | None = option(
+        None, "Requests after which a worker is replaced; its successor is ready first.", low=1, flags=("--max-requests", "--limit-max-requests")
+    )
+    limit_max_requests_jitter: int = option(
+        0,
+        "A random number up to this is added to limit_max_requests, for each worker anew.",
+        low=0,
+        flags=("--max-requests-jitter", "--limit-max-requests-jitter"),
+    )
+    max_rss: int | None = option(
+        None, "Resident memory, in bytes or as `512MB`, above which a worker is replaced; its successor is ready first.", low=1, parse=_size, metavar="SIZE"
+    )
+    max_lifetime: float | None = option(
+        None, "Seconds after which a worker is replaced, with up to a tenth less for each; its successor is ready first.", low=1
+    )
     limit_request_line: int = option(8190, "Longest request line.", low=64)
     limit_request_head: int = option(64 * 1024, "Largest request head: request line and header fields.", low=256)
     limit_request_fields: int = option(100, "Most header fields of a request.", low=1)
@@ -149,10 +181,12 @@ class Config:
         if not only:
             SERVER.check_names(table, file)
         names = only or OPTIONS
-        values = SERVER.values(cli, env, table, file, [name for name in names if name != "gateway"])
+        values = SERVER.values(cli, env, table, file, [name for name in names if name not in ("gateway", "sandbox")])
         if "gateway" in names:
             given = {**(gateway or {}), "gateway": cli.get("gateway")}
             values["gateway"] = GatewayConfig.load(given, env, table.get("gateway", {}), file)
+        if "sandbox" in names:
+            values["sandbox"] = SandboxConfig.load(env, table.get("sandbox", {}), file)
         return cls(**values)
 
 
@@ -169,14 +203,25 @@ def options_table() -> str:
     """The README's table of all options, in markdown."""
     lines = ["| Option | In pyproject.toml | Default | Meaning |", "|---|---|---|---|"]
     for wanted in OPTIONS.values():
+        if wanted.metadata["flags"] is None:
+            continue  # a table of its own
         lines.append(f"| {_spelling(wanted)} | `{wanted.name}` | {default_text(wanted, '`')} | {_meaning(wanted)} |")
     return "\n".join(lines)
 
 
 def gateway_table() -> str:
     """The README's table of ``[tool.laraman.gateway]``, in markdown."""
+    return _section_table(GATEWAY)
+
+
+def sandbox_table() -> str:
+    """The README's table of ``[tool.laraman.sandbox]``, in markdown."""
+    return _section_table(SANDBOX)
+
+
+def _section_table(section: Section) -> str:
     lines = ["| In pyproject.toml | Default | Meaning |", "|---|---|---|"]
-    for wanted in GATEWAY.options.values():
+    for wanted in section.options.values():
         if wanted.metadata:
             lines.append(f"| `{wanted.name}` | {default_text(wanted, '`')} | {_meaning(wanted)} |")
     return "\n".join(lines)

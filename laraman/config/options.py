@@ -110,7 +110,7 @@ def kind(wanted: Field[Any]) -> type:
     if hint in (bool, int, float):
         return hint  # type: ignore[no-any-return]
     parts = get_args(hint)
-    return next((part for part in parts if part in (bool, int)), tuple) if parts else str  # "int | None", "tuple[...]", text
+    return next((part for part in parts if part in (bool, int, float)), tuple) if parts else str  # "int | None", "tuple[...]", text
 
 
 def choices(wanted: Field[Any]) -> tuple[str, ...]:
