@@ -11,6 +11,7 @@
       LinkDown               the link has no connection at the moment
       UnknownGateway         no gateway that is configured has this client; a LookupError too
       Busy                   a queue or a limit is full
+      Pollution              an operation changed the process for others
       IllegalTransition      a state machine was asked for a step its table does not have: a bug, always loud
 """
 
@@ -71,6 +72,10 @@ class UnknownGateway(LaramanError, LookupError):
 
 class Busy(LaramanError):
     """A bounded queue or a limit is full; nothing was taken."""
+
+
+class Pollution(LaramanError):
+    """An operation changed what it shares with others: the environment, a setting of the whole process. Raised under ``--guard strict``."""
 
 
 class IllegalTransition(LaramanError):

@@ -131,7 +131,7 @@ class RequestTerminated(OperationTerminated):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageReceived(Event):
-    """A message came over a gateway and its handlers are about to be called."""
+    """A message came over a gateway, a link or a connection, and its handlers are about to be called."""
 
     worker: Any
     message: Any
@@ -142,6 +142,36 @@ class MessageTerminated(OperationTerminated):
     """The handling of a message is over, whatever ended it."""
 
     message: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskReceived(Event):
+    """A piece of work of the application's own is about to be done; ``task`` is its name."""
+
+    worker: Any
+    task: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTerminated(OperationTerminated):
+    """A piece of work is over, whatever ended it."""
+
+    task: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickReceived(Event):
+    """A timer is due; ``tick`` is its name."""
+
+    worker: Any
+    tick: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickTerminated(OperationTerminated):
+    """What a timer does is over, whatever ended it."""
+
+    tick: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,11 +197,12 @@ E = TypeVar("E", bound=Event)
 _registered: list[tuple[type[Event], Callable[[Any], Any], frozenset[Any]]] = []
 _cache: dict[type[Event], tuple[Callable[[Any], Any], ...]] = {}
 
-#: Grows with every change of who listens, so that a hot path can remember an answer and see in one comparison that it is old.
+#: Grows with every change of what happens around an operation, so that a hot path can remember an answer and see in one comparison that it is old.
 version = 0
 
 
-def _changed() -> None:
+def changed() -> None:
+    """Say that something else is to be done around operations than before."""
     global version
     version += 1
     _cache.clear()
@@ -203,7 +234,7 @@ def _register(event_type: type[Event], listener: Callable[[Any], Any], registrar
     if not callable(listener):
         raise ConfigError(f"the listener {listener!r} for {event_type.__name__} cannot be called")
     _registered.append((event_type, listener, frozenset({registrar, getattr(listener, "__module__", None)})))
-    _changed()
+    changed()
     return listener
 
 
@@ -219,7 +250,7 @@ def forget(modules: Iterable[str]) -> None:
     """Drop the listeners that these modules registered or defined: they are about to be imported afresh."""
     gone = set(modules)
     _registered[:] = [entry for entry in _registered if gone.isdisjoint(entry[2])]
-    _changed()
+    changed()
 
 
 def emit(event: Event) -> None:

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from laraman.protocols.http1 import status_line
+from laraman.sandbox.operation import REQUEST, Operation
 
 if TYPE_CHECKING:
     from laraman.asgi.app import Message, Scope
@@ -35,6 +36,9 @@ _status_lines = {status: status_line(status) for status in range(200, 600)}
 #: Bytes of a body below which it is cheaper to send head and body as one.
 WORTH_A_COPY = 16384
 
+#: Bytes of a body that are read before the application asks for them.
+READ_AHEAD = 65536
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # How the end of the body is told.
@@ -42,8 +46,8 @@ _BY_LENGTH, _BY_CHUNKS, _BY_CLOSE, _HEAD_ONLY, _NO_BODY = range(5)
 _BODILESS = (204, 304)
 
 
-class Exchange:
-    """Runs the application for one request.
+class Exchange(Operation):
+    """Runs the application for one request, which is the operation.
 
     ``head_sent`` says that bytes of the response are on their way; until then an error can still become a 500.
     """
@@ -70,7 +74,11 @@ class Exchange:
 
     def __init__(self, connection: HttpConnection, scope: Scope) -> None:
         heads = connection.service.heads
-        self.scope = scope
+        # Not by the base's constructor: this runs for every request, and the call would cost as much as what it does.
+        self.kind = REQUEST
+        self.subject = self.scope = scope
+        self.instances = None
+        self.ended = False
         self.task: asyncio.Task[None] | None = None
         self.started = False
         self.complete = False
@@ -139,6 +147,14 @@ class Exchange:
             except asyncio.CancelledError:
                 self._connection.expect_nothing(self)
                 raise
+
+    async def arrived(self) -> None:
+        """Return when the body is here, or as much of it as is read ahead: a client that sends slowly shall not have the turn meanwhile."""
+        while self._more_body and not self.disconnected and self._body is not None and len(self._body) <= READ_AHEAD:
+            self._ask_for_body()
+            if self._waiter is None:
+                self._waiter = self._connection.loop.create_future()
+            await asyncio.shield(self._waiter)
 
     def _ask_for_body(self) -> None:
         if not self._expects_continue:
@@ -336,7 +352,13 @@ class Exchange:
         """Call the application; whatever happens to it, the client gets an honest end."""
         service = self._connection.service
         try:
-            result = await service.call(self.scope, self.receive, self.send)
+            wrapper = service.wrapper
+            if wrapper is None:
+                result = await service.application(self.scope, self.receive, self.send)
+            else:
+                if service.serial:
+                    await self.arrived()
+                result = await wrapper(self, service.application, self.scope, self.receive, self.send)
         except GeneratorExit:  # the loop is gone
             raise
         except BaseException as exc:
@@ -356,7 +378,7 @@ class Exchange:
                 logger.error("ASGI callable returned without %s response.", what)
                 self._fail(500)
         finally:
-            service.ended(self)
+            service.ended(self, self)
 
     def _fail(self, status: int) -> None:
         if self.complete or self._gone:

@@ -20,7 +20,7 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from laraman.asgi.exchange import MAX_DISCARD, Exchange
+from laraman.asgi.exchange import MAX_DISCARD, READ_AHEAD, Exchange
 from laraman.asgi.websocket import WebSocketConnection
 from laraman.errors import RemoteProtocolError
 from laraman.net.connection import Connection
@@ -45,7 +45,7 @@ class State(Enum):
 IDLE, READING, RESPONDING, DRAINING, UPGRADED, CLOSED = State
 
 #: Unparsed or unread bytes above which reading pauses.
-HIGH_WATER = 65536
+HIGH_WATER = READ_AHEAD
 #: Seconds a client gets to read the last answer before its connection is cut.
 LINGER = 2.0
 #: Seconds an idle connection stays open when the worker stops: a request may just be on its way.
@@ -201,7 +201,7 @@ class HttpConnection(Connection):
                     return
         if rest:
             self._keep(rest)
-        service.start(exchange)
+        service.start(exchange, exchange)
 
     def _upgrade(self, rest: bytes) -> bool:
         """Move the transport to a websocket. A request with a body, or for another protocol, stays HTTP."""

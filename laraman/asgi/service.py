@@ -17,17 +17,20 @@ from laraman import events, log
 from laraman.asgi.app import load_app
 from laraman.asgi.http import HttpConnection
 from laraman.asgi.lifespan import Lifespan
-from laraman.events import RequestHandled, RequestReceived, RequestTerminated, aemit, listeners
 from laraman.protocols.http1 import HeadParser
-from laraman.sandbox import Sandbox
+from laraman.sandbox.operation import REQUEST, current
+from laraman.sandbox.surroundings import Sandbox
 
 if TYPE_CHECKING:
-    from laraman.asgi.app import ASGIApp, Receive, Scope, Send
+    from collections.abc import Awaitable, Callable
+
+    from laraman.asgi.app import ASGIApp, Message, Receive, Scope, Send
     from laraman.asgi.exchange import Exchange
     from laraman.asgi.websocket import WebSocketConnection
     from laraman.config import Config
     from laraman.net.bind import Bind
     from laraman.process.worker import Worker
+    from laraman.sandbox.operation import Operation
 
 access_logger = logging.getLogger("uvicorn.access")
 error_logger = logging.getLogger("uvicorn.error")
@@ -49,6 +52,8 @@ class Http:
         self.held: list[Exchange] = []
         self.writing: set[HttpConnection] = set()  # whose client has not taken yet what was sent
         self._next_look = 0.0
+        #: Runs the application with what has to be done around an operation; None while that is nothing.
+        self.wrapper: Callable[..., Awaitable[Any]] | None = None
         self._events_version = -1
         self._ticking: asyncio.TimerHandle | None = None
 
@@ -67,8 +72,11 @@ class Http:
         self.lifespan = Lifespan(self.app, config.lifespan, timeout=config.timeout_worker_boot)
         await self.lifespan.startup()
         self.state = self.lifespan.state
+        #: What runs for a request: the application, or that with the guard before the end of its response.
+        self.application: Callable[..., Awaitable[Any]] = self._strict if config.guard == "strict" else self.app
+        self.serial = config.isolation == "serial"
         self.connections = cast("set[HttpConnection | WebSocketConnection]", worker.connections)
-        self.sandbox = worker.sandbox = Sandbox(self.lifespan.context)
+        self.sandbox = worker.sandbox = Sandbox(worker, self.lifespan.context)
         self.heads = HeadParser(max_line=config.limit_request_line, max_fields=config.limit_request_fields, engine=config.http)
         self.head_limit = config.limit_request_head
         self.keep_alive = config.timeout_keep_alive
@@ -199,44 +207,35 @@ class Http:
         limit = self.config.limit_concurrency
         return limit is not None and (len(self.worker.connections) >= limit or len(self.running) >= limit)
 
-    def start(self, exchange: Exchange | WebSocketConnection) -> None:
+    def start(self, exchange: Exchange | WebSocketConnection, operation: Operation) -> None:
         """Run the application for this exchange, in a task and a context of its own."""
         if self._events_version != events.version:
-            self._listen()
+            self._events_version = events.version
+            self.wrapper = self.sandbox.wrapper(REQUEST)
         self.running.add(exchange)
         self.worker.in_flight += 1
         if self._plain_tasks:
-            exchange.task = asyncio.Task(exchange.run(), loop=self.loop, name="request", context=self.sandbox.context())
+            exchange.task = asyncio.Task(exchange.run(), loop=self.loop, name="request", context=self.sandbox.context(operation))
         else:
-            exchange.task = self.loop.create_task(exchange.run(), name="request", context=self.sandbox.context())
+            exchange.task = self.loop.create_task(exchange.run(), name="request", context=self.sandbox.context(operation))
 
-    def ended(self, exchange: Exchange | WebSocketConnection) -> None:
+    def ended(self, exchange: Exchange | WebSocketConnection, operation: Operation) -> None:
         self.running.discard(exchange)
         self.worker.in_flight -= 1
         exchange.task = None
+        self.sandbox.ended(operation)
 
-    def _listen(self) -> None:
-        """Choose how the application is called: the events around it cost nothing while nobody listens."""
-        self._events_version = events.version
-        heard = any(listeners(kind) for kind in (RequestReceived, RequestHandled, RequestTerminated))
-        self.call: Any = self.operate if heard else self.app
+    async def _strict(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        """The application, whose response does not end before the guard has looked at what it has done."""
 
-    async def operate(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        """Call the application with the request's events around it. What it raises comes out of here."""
-        outcome = "ok"
-        await aemit(RequestReceived(worker=self.worker, scope=scope))
-        try:
-            result = await cast("Any", self.app)(scope, receive, send)  # None, unless the application is wrong
-            await aemit(RequestHandled(worker=self.worker, scope=scope))
-            return result
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        except BaseException:
-            outcome = "error"
-            raise
-        finally:
-            await aemit(RequestTerminated(worker=self.worker, scope=scope, outcome=outcome))
+        async def checked(message: Message) -> None:
+            operation = current()
+            if message["type"] == "http.response.body" and not message.get("more_body", False) and operation is not None:
+                assert self.sandbox.guard is not None
+                self.sandbox.guard.look(operation)
+            await send(message)
+
+        return await cast("Any", self.app)(scope, receive, checked)
 
     def flush_heads_soon(self) -> None:
         """The heads in ``held`` wait for their first body message until the end of this turn of the loop, so that most responses are one write."""

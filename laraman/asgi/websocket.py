@@ -28,6 +28,7 @@ from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import Connection
 from laraman.protocols.upgrade import check_request, response_head
 from laraman.protocols.websocket import Close, WebSocket, negotiate_deflate
+from laraman.sandbox.operation import REQUEST, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,6 +88,7 @@ class WebSocketConnection(Connection):
         "_unsent_since",
         "_waiter",
         "_websocket",
+        "operation",
         "scope",
         "service",
         "task",
@@ -96,6 +98,7 @@ class WebSocketConnection(Connection):
         super().__init__(None, None, service.worker)
         self.service = service
         self.scope = scope
+        self.operation = Operation(REQUEST, scope)
         self.task: asyncio.Task[None] | None = None
         self.state: State = CONNECTING
         self._websocket: WebSocket | None = None  # once it is open
@@ -127,7 +130,7 @@ class WebSocketConnection(Connection):
             version = ((b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")) if exc.status_hint == 426 else ()
             self._reject(exc.status_hint, str(exc).encode(), version)
             return
-        self.service.start(self)
+        self.service.start(self, self.operation)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._end({"type": "websocket.disconnect", "code": 1006 if self._websocket is None else 1005, "reason": ""})
@@ -257,6 +260,11 @@ class WebSocketConnection(Connection):
         message = messages.pop(0)
         if self._reading_held and not messages:
             self._go_on()
+        return message
+
+    async def _receive_out_of_turn(self) -> Message:
+        """``receive`` under serial isolation: a session has its turn while it works, and others have theirs while it waits for a message."""
+        message: Message = await self.service.sandbox.out_of_turn(self.receive)
         return message
 
     async def send(self, message: Message) -> None:
@@ -398,7 +406,13 @@ class WebSocketConnection(Connection):
     async def run(self) -> None:
         """Call the application. When it returns the session is over: 1000 where it did not close, 1011 where it raised."""
         try:
-            result = await self.service.call(self.scope, self.receive, self.send)
+            service = self.service
+            wrapper = service.wrapper
+            if wrapper is None:
+                result = await service.application(self.scope, self.receive, self.send)
+            else:
+                receive = self._receive_out_of_turn if service.serial else self.receive
+                result = await wrapper(self.operation, service.application, self.scope, receive, self.send)
         except ClientDisconnected:
             self._finish(1000)
         except asyncio.CancelledError:
@@ -418,7 +432,7 @@ class WebSocketConnection(Connection):
                 logger.error("ASGI callable should return None, but returned '%s'.", result)
             self._finish(1000)
         finally:
-            self.service.ended(self)
+            self.service.ended(self, self.operation)
 
     def _finish(self, code: int) -> None:
         if self.state is OPEN:

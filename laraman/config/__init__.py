@@ -141,7 +141,11 @@ class Config:
         flags=("--max-requests-jitter", "--limit-max-requests-jitter"),
     )
     max_rss: int | None = option(
-        None, "Resident memory, in bytes or as `512MB`, above which a worker is replaced; its successor is ready first.", low=1, parse=_size, metavar="SIZE"
+        None,
+        "Resident memory, in bytes or as `512MB`, above which a worker is replaced; its successor is ready first.",
+        low=1,
+        parse=_size,
+        metavar="SIZE",
     )
     max_lifetime: float | None = option(
         None, "Seconds after which a worker is replaced, with up to a tenth less for each; its successor is ready first.", low=1

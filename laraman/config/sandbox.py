@@ -36,7 +36,7 @@ class SandboxConfig:
     )
     restore: tuple[str, ...] = option(
         (),
-        "Put back to what it was when the worker was ready, as soon as no operation is in flight; also what the guard watches, by its name (`locale`).",
+        "Put back to what it was at boot, as soon as no operation is in flight; also what the guard watches, by its name (`locale`).",
         parse=_restorable,
         flags=None,
     )

@@ -19,6 +19,7 @@ import anyio
 
 from laraman import events
 from laraman.events import MessageReceived, MessageTerminated, WorkerError, aemit
+from laraman.sandbox.operation import MESSAGE, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -85,7 +86,7 @@ class Lanes:
 
     def _begin(self, event: Any) -> None:
         loop = self._loop
-        context = self._worker.sandbox.context()
+        context = self._worker.sandbox.context(Operation(MESSAGE, event))
         if loop.get_task_factory() is None:
             task = asyncio.Task(self._handle(event), loop=loop, name="message", context=context)
         else:

@@ -36,7 +36,7 @@ from laraman.process.tasks import Tasks
 from laraman.process.worker import import_listeners
 from laraman.protocols import protocol_named
 from laraman.protocols.ipc import Ipc
-from laraman.sandbox import Sandbox
+from laraman.sandbox.surroundings import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -136,7 +136,7 @@ class Run:
         worker.loop = self._loop
         worker._run = self
         current_worker.set(worker)
-        worker.sandbox = Sandbox()
+        worker.sandbox = Sandbox(worker)
         logger.info("Started server process [%d]", os.getpid())
         _, self._channel = await self._loop.connect_accepted_socket(lambda: Connection(Ipc(), self, None, "out"), channel)
         beats = self._loop.create_task(self._beat())

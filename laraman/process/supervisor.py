@@ -23,6 +23,8 @@ The rules of a plan:
    when it is gone.
 7. A process that does not boot in time, or does not beat, is hung: it gets a second to write its stack, then it is killed.
    A process that outlives its deadline is killed.
+8. A worker whose processes are forked from a *template*, which is a worker too, gets a process only while a template of at least the wanted
+   generation is READY; until then its slots wait, and what serves goes on serving.
 
 start, stop, reload, scale, crash, hang and recycling are not operations here: they change `Desired`, or they are observations.
 Times are seconds of a monotonic clock and are passed in.
@@ -153,6 +155,7 @@ class Desired:
     """What is wanted of one worker. ``stop_timeout`` None means no deadline; ``at_once`` kills whatever is left.
 
     ``rolling`` is True from the advance of the generation until every slot is served by it, or until it could not boot. ``exclusive`` is rule 6.
+    ``template`` names the worker of rule 8; the two have their generations in common.
     """
 
     count: int
@@ -162,6 +165,7 @@ class Desired:
     beat_timeout: float = 5.0
     stop_timeout: float | None = 8.0
     exclusive: bool = False
+    template: str = ""
     at_once: bool = False
     rolling: bool = False
     newest: int = 0
@@ -216,10 +220,21 @@ def reconcile(desired: Mapping[str, Desired], processes: Iterable[Process], now:
     for process in processes:
         if process.state is not State.EXITED:
             groups[process.worker].append(process)
-    return [action for name, group in groups.items() for action in _worker_plan(name, desired[name], group, now)]
+    plan: list[Action] = []
+    for name, group in groups.items():
+        wanted = desired[name]
+        source = wanted.template
+        can_spawn = not source or any(forks(process, wanted) and not _overdue(process, desired[source], now) for process in groups.get(source, ()))
+        plan += _worker_plan(name, wanted, group, can_spawn, now)
+    return plan
 
 
-def _worker_plan(name: str, wanted: Desired, group: list[Process], now: float) -> list[Action]:
+def forks(template: Process, wanted: Desired) -> bool:
+    """Rule 8: whether this process of the template can fork for this worker."""
+    return template.state is State.READY and template.lost is None and template.generation >= wanted.generation
+
+
+def _worker_plan(name: str, wanted: Desired, group: list[Process], can_spawn: bool, now: float) -> list[Action]:
     plan: list[Action] = [action for process in group if (action := _overdue(process, wanted, now))]
     busy = [action.process for action in plan if not isinstance(action, Spawn)]
     slots: dict[int, list[Process]] = {slot: [] for slot in range(wanted.count)}
@@ -229,7 +244,7 @@ def _worker_plan(name: str, wanted: Desired, group: list[Process], now: float) -
     for slot, members in slots.items():
         keep = _kept(wanted, members) if slot < wanted.count else []
         undecided = [process for process in members if process not in busy]
-        if undecided == members and slot < wanted.count and _wants_spawn(wanted, slot, members, keep, room, now):
+        if can_spawn and undecided == members and slot < wanted.count and _wants_spawn(wanted, slot, members, keep, room, now):
             plan.append(Spawn(name, slot, wanted.generation))
             room -= 1
         reason = wanted.reason if slot < wanted.count else "scale" if wanted.count else "stop"
@@ -335,10 +350,12 @@ def judge(
     code: int | None,
     blameless: bool = False,
     first_boot: bool = False,
+    served: Iterable[Process] = (),
 ) -> Verdict:
     """What the end of ``process`` means; keeps the slot's account and, when a new generation could not boot, falls back to the old one.
 
     ``others`` are the worker's remaining processes, ``code`` the exit code (None for a signal). ``blameless``: somebody else ended it.
+    ``served`` are the processes of the workers whose template this is: while they are steady its failures do not end the server.
     """
     if process.dismissed:
         return Verdict.EXPECTED
@@ -351,9 +368,18 @@ def judge(
         wanted.fall_back(others)
     if was_ready or not any(other.slot == process.slot and other.live for other in others):
         exhausted = _account(wanted.slots[process.slot], process, now, clean=was_ready and (code == 0 or blameless))
-        if exhausted and (first_boot or not any(steady(other, now) for other in others)):
+        if exhausted and (first_boot or not any(steady(other, now) for other in (*others, *served))):
             return Verdict.FATAL
     return Verdict.ROLL_FAILED if failed_roll else Verdict.RESPAWN
+
+
+def give_up(desired: Mapping[str, Desired], template: str, processes: Iterable[Process]) -> None:
+    """A template's new generation could not boot: what is forked from it does without that generation too."""
+    processes = list(processes)
+    for name, wanted in desired.items():
+        if wanted.template == template:
+            wanted.fall_back(process for process in processes if process.worker == name)
+            wanted.generation = min(wanted.generation, desired[template].generation)
 
 
 def _account(slot: Slot, process: Process, now: float, *, clean: bool) -> bool:

@@ -12,7 +12,7 @@ from laraman.config.gateway import GatewayConfig
 from laraman.gateway import NetBus
 from laraman.net.link import current_worker
 from laraman.process.tasks import Tasks
-from laraman.sandbox import Sandbox
+from laraman.sandbox.surroundings import Sandbox
 from tests.net.serving import until
 
 if TYPE_CHECKING:

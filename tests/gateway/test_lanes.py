@@ -15,7 +15,7 @@ import pytest
 from laraman import events, gateway
 from laraman.events import MessageReceived, MessageTerminated, OperationTerminated, WorkerError
 from laraman.gateway.lanes import Lanes
-from laraman.sandbox import Sandbox
+from laraman.sandbox.surroundings import Sandbox
 from tests.net.serving import until
 
 if TYPE_CHECKING:

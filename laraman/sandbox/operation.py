@@ -1,0 +1,117 @@
+"""Operations: a request, a websocket session, a message, a task, a tick. Whatever code runs for one can ask which one it is."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from laraman.events import (
+    MessageReceived,
+    MessageTerminated,
+    RequestHandled,
+    RequestReceived,
+    RequestTerminated,
+    TaskReceived,
+    TaskTerminated,
+    TickReceived,
+    TickTerminated,
+)
+
+if TYPE_CHECKING:
+    from laraman.sandbox.locals import Local
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of operation: the events around it, and the field of these events that says what it is about. Without events it has none of its own."""
+
+    name: str
+    subject: str = ""
+    received: type[Any] | None = None
+    handled: type[Any] | None = None
+    terminated: type[Any] | None = None
+
+
+#: A request or a websocket session; its subject is the ASGI scope.
+REQUEST = Kind("request", "scope", RequestReceived, RequestHandled, RequestTerminated)
+#: A message of a gateway, a link or a connection.
+MESSAGE = Kind("message", "message", MessageReceived, None, MessageTerminated)
+#: Work of the application's own; its subject is its name.
+TASK = Kind("task", "task", TaskReceived, None, TaskTerminated)
+TICK = Kind("tick", "tick", TickReceived, None, TickTerminated)
+#: The beginning or the end of a connection or link.
+CONNECTION = Kind("connection")
+
+#: What is remembered of an operation that is over: verb, path or name, and the endpoint. Nothing in it belongs to the operation alone.
+Trace = tuple[str, str, Any]
+
+
+class Operation:
+    """One operation. ``subject`` is what its events carry; ``instances`` are its own instances of every ``sandbox.local`` that it has used."""
+
+    __slots__ = ("__weakref__", "ended", "instances", "kind", "subject")
+
+    def __init__(self, kind: Kind, subject: Any) -> None:
+        self.kind = kind
+        self.subject = subject
+        self.instances: dict[Local[Any], Any] | None = None
+        self.ended = False
+
+    def __repr__(self) -> str:
+        return f"<Operation {self.name}>"
+
+    @property
+    def trace(self) -> Trace:
+        """What may be kept of it when it is over."""
+        subject = self.subject
+        if self.kind is REQUEST:
+            return (subject.get("method", "websocket"), getattr(subject.get("route"), "path", "") or subject["path"], subject.get("endpoint"))
+        return (self.kind.name, subject if isinstance(subject, str) else type(subject).__name__, None)
+
+    @property
+    def name(self) -> str:
+        """For people: ``GET /orders/{id}``, ``websocket /chat``, ``message Opened``, ``task app.jobs.run``."""
+        return name_of(self.trace)
+
+    @property
+    def where(self) -> str:
+        """Where its endpoint is defined, ``file:line in function``; empty when that is not known."""
+        return place_of(self.trace)
+
+
+def name_of(trace: Trace) -> str:
+    """The name of an operation that may be over."""
+    verb, path, _ = trace
+    return f"{verb} {path}"
+
+
+def place_of(trace: Trace) -> str:
+    """Where the endpoint of an operation is defined, ``file:line in function``; empty when that is not known."""
+    endpoint = trace[2]
+    if endpoint is None:
+        return ""
+    endpoint = inspect.unwrap(getattr(endpoint, "func", endpoint))
+    code = getattr(endpoint, "__code__", None) or getattr(getattr(endpoint, "__call__", None), "__code__", None)  # noqa: B004
+    if code is None:
+        return ""
+    return f"{relative(code.co_filename)}:{code.co_firstlineno} in {code.co_qualname}"
+
+
+def relative(path: str) -> str:
+    """A path as it is easiest to read: below the working directory without that."""
+    below = os.path.relpath(path) if os.path.isabs(path) else path
+    return path if below.startswith("..") else below
+
+
+CURRENT: ContextVar[Operation] = ContextVar("laraman_operation")
+
+
+def current() -> Operation | None:
+    """The operation that the calling code runs for, also in tasks and threads that it has started; None outside of every operation.
+
+    It may have ``ended``: what it has started can live longer.
+    """
+    return CURRENT.get(None)

@@ -1,0 +1,250 @@
+"""The Sandbox: what is done around every operation of a worker.
+
+Each operation runs in its own copy of the context that the application's startup left behind. A copy isolates, and it keeps what startup set
+(tracing, configuration); an empty context would hide that, which is why servers that tried it took it back.
+
+    enter    its turn, under serial isolation -> ...Received
+    leave    always, in a finally: ...Terminated -> its locals are closed -> flush -> restore, when nothing else is in flight -> the guard
+
+While nobody listens and nothing is registered, there is nothing to do around an operation but its context, and `wrapper` says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from contextvars import Context, copy_context
+from dataclasses import replace
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any
+
+from laraman.events import aemit, listeners
+from laraman.sandbox.locals import Local
+from laraman.sandbox.operation import CURRENT, TASK, Kind, Operation
+
+if TYPE_CHECKING:
+    import decimal
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from laraman.sandbox.guard import Guard
+    from laraman.sandbox.reset import Resets
+
+logger = logging.getLogger("uvicorn.error")
+
+#: Seconds in which the instances of an operation have to be closed.
+CLOSE_SECONDS = 5.0
+#: How many operations may end before the guard looks at the process.
+LOOK_EVERY = 64
+
+_set_current = CURRENT.set
+
+
+class Sandbox:
+    """Makes the surroundings of each operation of ``worker`` from ``base``, its context after startup (by default the current one).
+
+    ``active`` counts the operations between enter and leave; operations around which nothing is to be done are not counted.
+    """
+
+    def __init__(self, worker: Any = None, base: Context | None = None) -> None:
+        self.worker = worker
+        self.active = 0
+        self.resets: Resets | None = None
+        self.guard: Guard | None = None
+        #: What the guard may have to name, of operations that have ended since it last looked; None where there is no guard.
+        self.since: list[Any] | None = None
+        self._base = copy_context() if base is None else base.copy()
+        self._decimal = self._warm_decimal()
+        config = getattr(worker, "config", None)
+        self._turn = asyncio.Lock() if getattr(config, "isolation", "") == "serial" else None
+        #: A fresh context for an operation.
+        self.context: Callable[[Operation], Context] = self._plain_context if self._decimal is None else self._with_decimal
+
+    async def prepare(self) -> None:
+        """Do what `config` says is done at boot, when the application has started: warm, find what is reset, start the guard.
+
+        Raises ConfigError and BootError.
+        """
+        config = self.worker.config
+        if config.guard != "off":
+            from laraman.sandbox.guard import Guard
+
+            self.guard = Guard(config.guard)
+        wanted = config.sandbox
+        if self.worker.name != "http":  # not the application: it resets what it has imported anyway
+            flush, restore = (tuple(name for name in names if _is_imported(name)) for names in (wanted.flush, wanted.restore))
+            wanted = replace(wanted, warm=(), flush=flush, restore=restore)
+        from laraman.sandbox.reset import Resets
+
+        self.resets = await Resets.prepare(wanted, {} if self.guard is None else self.guard.watches)
+        if self.guard is not None:
+            self.guard.start()
+            self.since = self.guard.since
+
+    # Contexts --------------------------------------------------------------------------------------------------------------------
+
+    def _plain_context(self, operation: Operation) -> Context:
+        context = self._base.copy()
+        context.run(_set_current, operation)
+        return context
+
+    def _with_decimal(self, operation: Operation) -> Context:
+        assert self._decimal is not None
+        context = self._plain_context(operation)
+        context.run(sys.modules["decimal"].setcontext, self._decimal.copy())
+        return context
+
+    def _warm_decimal(self) -> decimal.Context | None:
+        """The decimal context that startup left in the base, if it did: copying a context is shallow, so every operation would share and change it.
+
+        Where startup did not touch decimal nothing is needed: the module makes a new one from its default in each context that asks.
+        """
+        for variable, value in self._base.items():
+            if variable.name == "decimal_context":
+                shared: decimal.Context = value
+                return shared.copy()
+        return None
+
+    # Operations ------------------------------------------------------------------------------------------------------------------
+
+    async def run(self, function: Callable[..., Any], *args: Any, kind: Kind = TASK, subject: Any = None) -> Any:
+        """Run ``function(*args)``, plain or ``async``, as an operation: for work that no server hands out, like the records of a consumer's loop.
+
+        It gets a task and a context of its own. Returns and raises what it does. ``subject`` is what its events carry, by default its name.
+        """
+        operation = Operation(kind, subject or f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}")
+        worker = self.worker
+        if worker is not None:
+            worker.in_flight += 1
+        try:
+            wrapper = self.wrapper(kind) or _call
+            context = self.context(operation)
+            return await asyncio.get_running_loop().create_task(wrapper(operation, function, *args), name=operation.name, context=context)
+        finally:
+            if worker is not None:
+                worker.in_flight -= 1
+            self.ended(operation)
+
+    def wrapper(self, kind: Kind) -> Callable[..., Coroutine[Any, Any, Any]] | None:
+        """``wrapper(operation, function, *args)`` runs a function with all that has to be done around it; None while that is nothing.
+
+        Ask again when ``events.version`` has changed. Whoever calls the function says ``ended(operation)`` afterwards in both cases.
+        """
+        heard = any(event is not None and listeners(event) for event in (kind.received, kind.handled, kind.terminated))
+        resets = self.resets is not None and (self.resets.each or self.resets.idle)
+        watched = self.guard is not None and self.guard.every
+        return self._operate if heard or resets or watched or Local.count or self._turn is not None else None
+
+    def ended(self, operation: Operation) -> None:
+        """Nothing of the operation runs any more but what it has started and left behind."""
+        operation.ended = True
+        since = self.since
+        if since is not None:
+            since.append(operation.trace)
+            if len(since) >= LOOK_EVERY:
+                self.look_back()
+
+    def look_back(self) -> None:
+        """Let the guard compare the process with what it was."""
+        assert self.guard is not None
+        self.guard.look_back()
+
+    async def _operate(self, operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
+        if self._turn is None:
+            return await self._enter(operation, function, args)
+        async with self._turn:
+            return await self._enter(operation, function, args)
+
+    async def out_of_turn(self, function: Callable[[], Awaitable[Any]]) -> Any:
+        """Under serial isolation: await ``function()`` while others have their turn, and come back when it is ours again.
+
+        The operation is not in flight meanwhile, so what is shared is restored.
+        """
+        assert self._turn is not None
+        self.active -= 1
+        self._turn.release()
+        try:
+            return await function()
+        finally:
+            await self._turn.acquire()
+            self.active += 1
+
+    async def _enter(self, operation: Operation, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        kind = operation.kind
+        outcome = "ok"
+        self.active += 1
+        try:
+            if kind.received is not None and listeners(kind.received):
+                await aemit(kind.received(worker=self.worker, **{kind.subject: operation.subject}))
+            result = function(*args)
+            if isawaitable(result):
+                result = await result
+            if kind.handled is not None and listeners(kind.handled):
+                await aemit(kind.handled(worker=self.worker, **{kind.subject: operation.subject}))
+            return result
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except BaseException:
+            outcome = "error"
+            raise
+        finally:
+            await self._leave(operation, outcome)
+
+    async def _leave(self, operation: Operation, outcome: str) -> None:
+        """Whatever goes wrong in one part, or cancels it, the next ones are done."""
+        kind = operation.kind
+        resets = self.resets
+        try:
+            if kind.terminated is not None and listeners(kind.terminated):
+                await aemit(kind.terminated(worker=self.worker, outcome=outcome, **{kind.subject: operation.subject}))
+        finally:
+            try:
+                if operation.instances is not None:
+                    await self._close_instances(operation)
+            finally:
+                try:
+                    if resets is not None and resets.each and (waiting := resets.after(operation)) is not None:
+                        await waiting
+                finally:
+                    self.active -= 1
+                    if resets is not None:
+                        if not self.active and resets.idle and (waiting := resets.when_idle()) is not None:
+                            await waiting
+                        if resets.failed:
+                            self._give_up(resets.failed)
+                    if self.guard is not None and self.guard.every:
+                        self.guard.look(operation)
+
+    async def _close_instances(self, operation: Operation) -> None:
+        assert operation.instances is not None
+        interrupted: asyncio.CancelledError | None = None
+        for local, entry in reversed(operation.instances.items()):
+            try:
+                closing = local.closing(entry)
+                if isawaitable(closing):
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await closing
+            except asyncio.CancelledError as exc:
+                interrupted = exc
+            except Exception:
+                logger.exception("%s of %s could not be closed", local.name, operation.name)
+                self._give_up(f"{local.name} could not be closed")
+        if interrupted is not None:
+            raise interrupted
+
+    def _give_up(self, reason: str) -> None:
+        """This process may hold what belongs to an operation that is over: another one takes its place."""
+        if self.worker is not None:
+            self.worker.retire(reason)
+
+
+async def _call(operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
+    result = function(*args)
+    return await result if isawaitable(result) else result
+
+
+def _is_imported(name: str) -> bool:
+    """Whether this process has the module that an import string names; the words that are no import strings name the process itself."""
+    module, colon, _ = name.partition(":")
+    return not colon or module in sys.modules
