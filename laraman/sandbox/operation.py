@@ -90,10 +90,9 @@ def name_of(trace: Trace) -> str:
 
 def place_of(trace: Trace) -> str:
     """Where the endpoint of an operation is defined, ``file:line in function``; empty when that is not known."""
-    endpoint = trace[2]
-    if endpoint is None:
+    if trace[2] is None:
         return ""
-    endpoint = inspect.unwrap(getattr(endpoint, "func", endpoint))
+    endpoint: Any = inspect.unwrap(getattr(trace[2], "func", trace[2]))
     code = getattr(endpoint, "__code__", None) or getattr(getattr(endpoint, "__call__", None), "__code__", None)  # noqa: B004
     if code is None:
         return ""

@@ -1,0 +1,316 @@
+"""What is done around an operation: the events, the locals, the turns; in order, and whatever ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from laraman import events, sandbox
+from laraman.config import Config
+from laraman.events import OperationTerminated, TaskReceived, TaskTerminated, TickReceived, TickTerminated
+from laraman.sandbox.locals import Local
+from laraman.sandbox.operation import TASK, TICK, Operation, current
+from laraman.sandbox.surroundings import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Worker(types.SimpleNamespace):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(config=replace(Config(), **options), name="http", in_flight=0, reasons=[])
+
+    def retire(self, reason: str = "") -> None:
+        self.reasons.append(reason)
+
+
+@pytest.fixture(autouse=True)
+def only_ours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Listeners and locals of this test, and of nobody else."""
+    monkeypatch.setattr(events, "_registered", [])
+    monkeypatch.setattr(Local, "count", 0)
+    events.changed()
+    yield
+    monkeypatch.undo()
+    events.changed()
+
+
+def heard(*kinds: type[Any]) -> list[Any]:
+    told: list[Any] = []
+    for kind in kinds:
+        events.on(kind, told.append)
+    return told
+
+
+def test_nothing_is_done_while_nothing_is_registered() -> None:
+    async def main() -> None:
+        box = Sandbox(Worker())
+        assert box.wrapper(TASK) is None
+        assert await box.run(lambda: 7) == 7
+        events.on(OperationTerminated, print)
+        assert box.wrapper(TASK) is not None
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("kind", "received", "terminated"), [(TASK, TaskReceived, TaskTerminated), (TICK, TickReceived, TickTerminated)])
+def test_the_events_of_a_piece_of_work(kind: Any, received: Any, terminated: Any) -> None:
+    told = heard(received, terminated)
+    worker = Worker()
+
+    async def work(number: int) -> int:
+        assert worker.in_flight == 1
+        return number
+
+    assert asyncio.run(Sandbox(worker).run(work, 7, kind=kind, subject="mine")) == 7
+    assert told == [received(worker=worker, **{kind.subject: "mine"}), terminated(worker=worker, outcome="ok", **{kind.subject: "mine"})]
+    assert worker.in_flight == 0
+
+
+def test_an_error_comes_out_and_is_told() -> None:
+    told = heard(TaskTerminated)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    worker = Worker()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(Sandbox(worker).run(fail))
+    assert [event.outcome for event in told] == ["error"]
+    assert worker.in_flight == 0
+
+
+def test_cancellation_is_told_and_closes_what_is_local() -> None:
+    told = heard(TaskTerminated)
+    closed: list[str] = []
+
+    class Thing:
+        async def aclose(self) -> None:
+            await asyncio.sleep(0)
+            closed.append("thing")
+
+    thing = sandbox.local(Thing)
+
+    async def main() -> None:
+        box, running = Sandbox(Worker()), asyncio.Event()
+
+        async def work() -> None:
+            thing()
+            running.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(box.run(work))
+        await running.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert [event.outcome for event in told] == ["cancelled"]
+    assert closed == ["thing"]
+
+
+def test_a_cancellation_while_one_is_closed_keeps_no_other_from_being_closed() -> None:
+    closed: list[str] = []
+    closing = asyncio.Event()
+
+    class First:
+        def close(self) -> None:
+            closed.append("first")
+
+    class Second:
+        async def aclose(self) -> None:
+            closing.set()
+            await asyncio.Event().wait()
+
+    first, second = sandbox.local(First), sandbox.local(Second)
+
+    async def main() -> None:
+        task = asyncio.create_task(Sandbox(Worker()).run(lambda: (first(), second())))
+        await closing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert closed == ["first"]
+
+
+# Locals ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_each_operation_has_its_own_instance_also_while_they_overlap() -> None:
+    cart = sandbox.local(list)
+    both = asyncio.Barrier(2)
+
+    async def shop(user: str) -> list[str]:
+        cart().append(user)
+        await both.wait()
+        await asyncio.to_thread(lambda: cart().append(user))
+        return cart()
+
+    async def main() -> list[list[str]]:
+        box = Sandbox(Worker())
+        return await asyncio.gather(box.run(shop, "alice"), box.run(shop, "bob"))
+
+    assert asyncio.run(main()) == [["alice", "alice"], ["bob", "bob"]]
+
+
+def test_a_local_is_closed_after_the_listeners_have_heard_and_in_reverse() -> None:
+    told: list[str] = []
+
+    class Closing:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            told.append(f"{self.name} closed")
+
+    @sandbox.local
+    def session() -> Iterator[str]:
+        yield "session"
+        told.append("session ended")
+
+    first, last = sandbox.local(lambda: Closing("first")), sandbox.local(lambda: Closing("last"))
+    events.on(TaskTerminated, lambda event: told.append(f"terminated, {session()}"))
+
+    async def work() -> None:
+        first(), session(), last()
+
+    asyncio.run(Sandbox(Worker()).run(work))
+    assert told == ["terminated, session", "last closed", "session ended", "first closed"]
+
+
+def test_one_that_cannot_be_closed_is_reported_and_recycles_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    closed: list[str] = []
+
+    class Fails:
+        def close(self) -> None:
+            raise OSError("stuck")
+
+    class Closes:
+        def close(self) -> None:
+            closed.append("the other")
+
+    other, fails = sandbox.local(Closes), sandbox.local(Fails)
+    worker = Worker()
+
+    assert asyncio.run(Sandbox(worker).run(lambda: (other(), fails(), 7)[2])) == 7
+    assert closed == ["the other"]
+    assert len(worker.reasons) == 1
+    assert "Fails" in worker.reasons[0]
+    assert "stuck" in caplog.text
+
+
+def test_outside_of_operations_and_after_them_there_is_none() -> None:
+    cart = sandbox.local(list)
+    with pytest.raises(RuntimeError, match=r"builtins\.list is of an operation, and none is running here"):
+        cart()
+
+    async def main() -> None:
+        left: list[asyncio.Task[Any]] = []
+        over = asyncio.Event()
+
+        async def outlive() -> Any:
+            await over.wait()
+            return cart()
+
+        async def work() -> None:
+            left.append(asyncio.create_task(outlive()))
+
+        await Sandbox(Worker()).run(work, subject="short")
+        over.set()
+        with pytest.raises(RuntimeError, match="task short is over"):
+            await left[0]
+
+    asyncio.run(main())
+
+
+def test_an_instance_that_is_not_used_is_not_made() -> None:
+    made: list[int] = []
+    sandbox.local(lambda: made.append(1))
+    asyncio.run(Sandbox(Worker()).run(lambda: None))
+    assert made == []
+
+
+# Serial isolation -----------------------------------------------------------------------------------------------------------------
+
+
+def test_serial_runs_one_operation_at_a_time_in_order() -> None:
+    told: list[str] = []
+
+    async def work(name: str) -> None:
+        told.append(f"{name} in")
+        await asyncio.sleep(0)
+        told.append(f"{name} out")
+
+    async def main(isolation: str) -> None:
+        box = Sandbox(Worker(isolation=isolation))
+        await asyncio.gather(box.run(work, "a"), box.run(work, "b"))
+
+    asyncio.run(main("serial"))
+    assert told == ["a in", "a out", "b in", "b out"]
+    told.clear()
+    asyncio.run(main("concurrent"))
+    assert told == ["a in", "b in", "a out", "b out"]
+
+
+def test_serial_goes_on_after_errors_and_cancellations() -> None:
+    async def main() -> int:
+        box, waiting = Sandbox(Worker(isolation="serial")), asyncio.Event()
+
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        async def wait() -> None:
+            waiting.set()
+            await asyncio.Event().wait()
+
+        with pytest.raises(ZeroDivisionError):
+            await box.run(fail)
+        first = asyncio.create_task(box.run(wait))
+        await waiting.wait()
+        queued = asyncio.create_task(box.run(lambda: 1))
+        for task in (queued, first):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert box.active == 0
+        async with asyncio.timeout(5):
+            return int(await box.run(lambda: 7))
+
+    assert asyncio.run(main()) == 7
+
+
+def test_out_of_turn_others_have_theirs() -> None:
+    async def main() -> list[str]:
+        box, message, told = Sandbox(Worker(isolation="serial")), asyncio.Event(), []
+
+        async def session() -> None:
+            told.append("session waits")
+            await box.out_of_turn(message.wait)
+            told.append("session works")
+
+        async def request() -> None:
+            message.set()
+            await asyncio.sleep(0)
+            told.append("request is done")
+
+        await asyncio.gather(box.run(session), box.run(request))
+        assert box.active == 0
+        return told
+
+    assert asyncio.run(main()) == ["session waits", "request is done", "session works"]
+
+
+def test_the_operation_is_current_and_ends() -> None:
+    async def main() -> Operation:
+        found = await Sandbox(Worker()).run(current)
+        assert isinstance(found, Operation)
+        return found
+
+    assert asyncio.run(main()).ended
