@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laraman.events import (
@@ -26,24 +26,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of operation: the events around it, and the field of these events that says what it is about. Without events it has none of its own."""
+    """A kind of operation: the events around it, and the field of these events that says what it is about. Without events it has none of its own.
+
+    ``waits``: under serial isolation, until those that came before are over.
+    """
 
     name: str
     subject: str = ""
     received: type[Any] | None = None
     handled: type[Any] | None = None
     terminated: type[Any] | None = None
+    waits: bool = True
 
 
 #: A request or a websocket session; its subject is the ASGI scope.
 REQUEST = Kind("request", "scope", RequestReceived, RequestHandled, RequestTerminated)
-#: A message of a gateway, a link or a connection.
+#: A message of a gateway or of a connection that was accepted.
 MESSAGE = Kind("message", "message", MessageReceived, None, MessageTerminated)
 #: Work of the application's own; its subject is its name.
 TASK = Kind("task", "task", TaskReceived, None, TaskTerminated)
 TICK = Kind("tick", "tick", TickReceived, None, TickTerminated)
-#: The beginning or the end of a connection or link.
+#: The beginning or the end of a connection that was accepted; its subject is the hook's name.
 CONNECTION = Kind("connection")
+#: A message of a link, and the beginning or the end of one. They do not wait for other operations, which may be waiting for what they bring.
+LINK_MESSAGE = replace(MESSAGE, waits=False)
+LINK = Kind("link", waits=False)
 
 #: What is remembered of an operation that is over: verb, path or name, and the endpoint. Nothing in it belongs to the operation alone.
 Trace = tuple[str, str, Any]
@@ -69,7 +76,8 @@ class Operation:
         subject = self.subject
         if self.kind is REQUEST:
             return (subject.get("method", "websocket"), getattr(subject.get("route"), "path", "") or subject["path"], subject.get("endpoint"))
-        return (self.kind.name, subject if isinstance(subject, str) else type(subject).__name__, None)
+        is_name = isinstance(subject, str) and self.kind.subject != "message"  # a message may be a text, which is not to be kept or shown
+        return (self.kind.name, subject if is_name else type(subject).__name__, None)
 
     @property
     def name(self) -> str:

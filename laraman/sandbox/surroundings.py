@@ -19,6 +19,7 @@ from dataclasses import replace
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
+from laraman import events
 from laraman.events import aemit, listeners
 from laraman.sandbox.locals import Local
 from laraman.sandbox.operation import CURRENT, TASK, Kind, Operation
@@ -80,6 +81,7 @@ class Sandbox:
         if self.guard is not None:
             self.guard.start()
             self.since = self.guard.since
+        events.changed()  # connections and links may have asked for their wrapper before
 
     # Contexts --------------------------------------------------------------------------------------------------------------------
 
@@ -133,7 +135,14 @@ class Sandbox:
         heard = any(event is not None and listeners(event) for event in (kind.received, kind.handled, kind.terminated))
         resets = self.resets is not None and (self.resets.each or self.resets.idle)
         watched = self.guard is not None and self.guard.every
-        return self._operate if heard or resets or watched or Local.count or self._turn is not None else None
+        if self._turn is not None and kind.waits:
+            return self._operate_in_turn
+        return self._operate if heard or resets or watched or Local.count else None
+
+    @property
+    def serial(self) -> bool:
+        """Operations have a turn."""
+        return self._turn is not None
 
     def ended(self, operation: Operation) -> None:
         """Nothing of the operation runs any more but what it has started and left behind."""
@@ -149,11 +158,10 @@ class Sandbox:
         assert self.guard is not None
         self.guard.look_back()
 
-    async def _operate(self, operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
-        if self._turn is None:
-            return await self._enter(operation, function, args)
+    async def _operate_in_turn(self, operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
+        assert self._turn is not None
         async with self._turn:
-            return await self._enter(operation, function, args)
+            return await self._operate(operation, function, *args)
 
     async def out_of_turn(self, function: Callable[[], Awaitable[Any]]) -> Any:
         """Under serial isolation: await ``function()`` while others have their turn, and come back when it is ours again.
@@ -169,7 +177,7 @@ class Sandbox:
             await self._turn.acquire()
             self.active += 1
 
-    async def _enter(self, operation: Operation, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    async def _operate(self, operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
         kind = operation.kind
         outcome = "ok"
         self.active += 1

@@ -26,6 +26,7 @@ class Endpoint:
         (Operation(REQUEST, {"type": "http", "method": "GET", "path": "/orders/7"}), "GET /orders/7"),
         (Operation(REQUEST, {"type": "websocket", "path": "/chat"}), "websocket /chat"),
         (Operation(MESSAGE, endpoint), "message function"),
+        (Operation(MESSAGE, "the secret text of a peer"), "message str"),
         (Operation(TASK, "app.jobs.run"), "task app.jobs.run"),
     ],
 )

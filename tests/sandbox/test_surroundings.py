@@ -13,7 +13,7 @@ from laraman import events, sandbox
 from laraman.config import Config
 from laraman.events import OperationTerminated, TaskReceived, TaskTerminated, TickReceived, TickTerminated
 from laraman.sandbox.locals import Local
-from laraman.sandbox.operation import TASK, TICK, Operation, current
+from laraman.sandbox.operation import LINK_MESSAGE, TASK, TICK, Operation, current
 from laraman.sandbox.surroundings import Sandbox
 
 if TYPE_CHECKING:
@@ -284,6 +284,21 @@ def test_serial_goes_on_after_errors_and_cancellations() -> None:
             return int(await box.run(lambda: 7))
 
     assert asyncio.run(main()) == 7
+
+
+def test_an_operation_may_be_waiting_for_what_a_link_brings() -> None:
+    async def main() -> str:
+        box, answer = Sandbox(Worker(isolation="serial")), asyncio.get_running_loop().create_future()
+
+        async def request() -> Any:
+            return await answer
+
+        async with asyncio.timeout(5):
+            asking = asyncio.create_task(box.run(request))
+            await box.run(answer.set_result, "the answer", kind=LINK_MESSAGE, subject="a message")
+            return str(await asking)
+
+    assert asyncio.run(main()) == "the answer"
 
 
 def test_out_of_turn_others_have_theirs() -> None:
