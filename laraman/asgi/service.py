@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import math
-import random
 import time
 from email.utils import formatdate
 from http import HTTPStatus
@@ -85,9 +84,6 @@ class Http:
         self.write_timeout = config.timeout_write or math.inf
         self.limited = config.limit_concurrency is not None
         self.body_limit: float = config.limit_request_body or math.inf
-        self._last_request: float = math.inf
-        if config.limit_max_requests is not None:
-            self._last_request = config.limit_max_requests + random.randint(0, config.limit_max_requests_jitter)
         self.access_log = log.access_enabled()
         self.server_address: tuple[str, int | None] | None = (config.uds, None) if config.uds else None
         self._root_path = config.root_path
@@ -157,10 +153,6 @@ class Http:
         self._ticking = self.loop.call_later(self._interval, self._tick)  # first, so that nothing below can stop the clock
         self._refresh_default_headers()
         self._look_at_deadlines(self.loop.time())
-        if self.worker.requests >= self._last_request:
-            error_logger.info("Maximum request limit of %d exceeded. Terminating process.", self._last_request)
-            self._last_request = math.inf  # said once
-            self.worker.retire()
 
     def _look_at_deadlines(self, now: float) -> None:
         self.now = now + self._interval

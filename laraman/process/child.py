@@ -31,6 +31,7 @@ from laraman.errors import BootError, Busy, ConfigError, ConnectionClosed, Conne
 from laraman.events import WorkerStarted, WorkerStarting, WorkerStopping, aemit
 from laraman.net.connection import Connection
 from laraman.net.link import current_worker
+from laraman.process import recycle
 from laraman.process.daemon import reopen_output
 from laraman.process.tasks import Tasks
 from laraman.process.worker import import_listeners
@@ -126,6 +127,8 @@ class Run:
         self._group: TaskGroup | None = None
         self._asked = asyncio.Event()
         self._starting_told = self._started = False
+        self._watch: recycle.Watch | None = None  # from when it is ready
+        self._retiring = ""  # why it wants a successor
         self._deadline: float | None = None  # of the stop, in the loop's time
         self._limit: asyncio.Timeout | None = None  # of the phase that runs
         self._least = 0.0  # seconds that this phase gets in any case
@@ -192,7 +195,10 @@ class Run:
             self._servers.append(await self._listen(bind))
         # Before it is said, because a predecessor is told to stop then: whoever must be in its place by then gets there in a listener.
         await self._bounded("WorkerStarted", aemit(WorkerStarted(worker=worker)), self._loop.time() + STARTED_SECONDS)
+        self._watch = recycle.Watch(worker, self._loop.time())
         self._say({"op": "ready"})
+        if self._retiring:
+            self._say({"op": "retire", "reason": self._retiring})
 
     async def _call(self, hook: str, *arguments: Any) -> None:
         function = getattr(self._handler, hook, None)
@@ -275,8 +281,13 @@ class Run:
             with contextlib.suppress(Busy, ConnectionClosed, ConnectionLost):
                 self._channel.send_nowait(envelope)
 
-    def retire(self) -> None:
-        self._say({"op": "retire"})
+    def retire(self, reason: str) -> None:
+        """Ask once. Before it is ready nobody serves whose successor there could be: then it is asked for afterwards."""
+        if self._retiring:
+            return
+        self._retiring = reason
+        if self._watch is not None:
+            self._say({"op": "retire", "reason": reason})
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = [link.row() for link in self._worker.links]
@@ -291,6 +302,8 @@ class Run:
             self._say({"op": "beat", **counts, "connections_in": len(worker.connections), "connections_out": len(worker.links)})
             if os.getppid() != self._parent:
                 self._orphaned()
+            if self._watch is not None and not self._retiring and (reason := self._watch.look(self._loop.time())):
+                self.retire(reason)
             await asyncio.sleep(interval)
 
     async def _end_channel(self) -> None:

@@ -29,7 +29,7 @@ from laraman.process.control import Control, listen
 from laraman.process.exits import Exit, collect, oom_kills, thread_count, top_frame
 from laraman.process.signals import wakeup
 from laraman.process.state import StateDirectory, instance_name, open_state
-from laraman.process.supervisor import HUNG, Desired, Kill, Process, Spawn, State, Stop, Verdict, backoff, judge, reconcile, settled, silence
+from laraman.process.supervisor import HUNG, RECYCLE, Desired, Kill, Process, Spawn, State, Stop, Verdict, backoff, judge, reconcile, settled, silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -46,6 +46,8 @@ logger = logging.getLogger("uvicorn.error")
 TICK, CALM_TICK = 0.05, 0.5
 #: A pause of the whole process (suspend, SIGSTOP) that is longer is not held against the workers, in seconds.
 PAUSE = 1.0
+#: Characters of a worker's reason to be replaced that are kept; the application may have given it.
+MAX_REASON = 500
 
 
 class Master:
@@ -366,8 +368,9 @@ class Master:
             case "beat":
                 process.last_beat = now
                 process.stats = {name: value for name in STATS if isinstance(value := envelope.get(name), int)}
-            case "retire":
-                process.retiring = True
+            case "retire" if process.state is State.READY:
+                process.retiring = str(envelope.get("reason", ""))[:MAX_REASON] or "it asked for a successor"
+                logger.info("Worker %s is replaced: %s", process, process.retiring)
             case "failed":
                 process.error = str(envelope.get("error", ""))
             case "connections":
@@ -407,6 +410,8 @@ class Master:
         )
         if ending.code == 0 and (verdict is Verdict.EXPECTED or self.phase == "stopping"):
             logger.debug("Worker %s ended", process)
+            if process.stop_reason == RECYCLE:
+                self.desired[process.worker].slots[process.slot].last_exit = process.ending
         else:
             self._report(process, verdict, stack)
         process.to(State.EXITED)
@@ -486,4 +491,6 @@ def _words(process: Process, ending: Exit, stack: str) -> str:
     if process.hung:
         top = top_frame(stack)
         return f"hung: {process.error}{f', at {top}' if top else ''}"
+    if process.stop_reason == RECYCLE and ending.code == 0:
+        return f"replaced: {process.retiring}"
     return f"{ending}: {process.error}" if process.error else str(ending)

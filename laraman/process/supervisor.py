@@ -12,18 +12,21 @@ The master's view of one process is a `Process`. Its states, and what moves it f
 The rules of a plan:
 
 1. At most one action per process and at most one Spawn per slot; nothing is ever done to a process that is KILLED or EXITED.
-2. A slot is *served* by its newest READY process. A process is *current* when its generation is at least the wanted one and it
-   has not asked for a successor (``retiring``: it has served its number of requests).
-3. A slot that nobody serves or is about to serve gets a process at once, unless it backs off (`Slot.not_before`), or a hung process
-   in it is not dead yet.
+2. A slot is *served* by its newest READY process. A process is *current* when its generation is at least the wanted one and it is not being
+   recycled (rule 5).
+3. A slot that nobody serves or is about to serve gets a process. No slot gets one while it backs off (`Slot.not_before`), or while a hung
+   process in it is not dead yet.
 4. A slot whose process is not current gets a successor, as long as the worker has at most `surge` processes too many.
    The predecessor is told to stop when the successor is READY, never before.
-5. Whatever else lives in a slot, and every slot beyond the count, is told to stop.
-6. Of an *exclusive* worker there is never a second process in a slot: one that is not current is told to stop first, and its successor begins
+5. A process that asked for a successor (``retiring``: it has served its requests, it has grown, it is old) is *recycled* when its slot has its
+   turn: one slot of a worker at a time, whatever the surge, the process that has lived longest first. Its turn lasts until the predecessor is
+   gone. Its successor is one process too many that does not count for rule 4, so a reload and a recycling do not wait for each other.
+6. Whatever else lives in a slot, and every slot beyond the count, is told to stop.
+7. Of an *exclusive* worker there is never a second process in a slot: one that is not current is told to stop first, and its successor begins
    when it is gone.
-7. A process that does not boot in time, or does not beat, is hung: it gets a second to write its stack, then it is killed.
+8. A process that does not boot in time, or does not beat, is hung: it gets a second to write its stack, then it is killed.
    A process that outlives its deadline is killed.
-8. A worker whose processes are forked from a *template*, which is a worker too, gets a process only while a template of at least the wanted
+9. A worker whose processes are forked from a *template*, which is a worker too, gets a process only while a template of at least the wanted
    generation is READY; until then its slots wait, and what serves goes on serving.
 
 start, stop, reload, scale, crash, hang and recycling are not operations here: they change `Desired`, or they are observations.
@@ -56,6 +59,7 @@ MAX_FAILURES = 8
 MAX_BACKOFF = 10.0
 
 HUNG = "hung"
+RECYCLE = "recycle"
 
 
 class State(enum.Enum):
@@ -84,8 +88,8 @@ class Process:
     """The record of one child process: who it is, in which state, and what it last said of itself.
 
     ``deadline`` is when a STOPPING process is killed, None for never. ``stop_reason`` is empty as long as it was not told to stop.
-    ``retiring`` is set when it asked for a successor. ``lost`` is when its channel ended. ``error`` is what it said of its failure,
-    ``ending`` what ended it, in words.
+    ``retiring`` is why it asked for a successor, empty as long as it has not. ``lost`` is when its channel ended. ``error`` is what it said of
+    its failure, ``ending`` what ended it, in words.
     """
 
     worker: str
@@ -99,7 +103,7 @@ class Process:
     lost: float | None = None
     deadline: float | None = None
     stop_reason: str = ""
-    retiring: bool = False
+    retiring: str = ""
     error: str = ""
     ending: str = ""
     stats: dict[str, int] = field(default_factory=dict)
@@ -154,8 +158,8 @@ class Slot:
 class Desired:
     """What is wanted of one worker. ``stop_timeout`` None means no deadline; ``at_once`` kills whatever is left.
 
-    ``rolling`` is True from the advance of the generation until every slot is served by it, or until it could not boot. ``exclusive`` is rule 6.
-    ``template`` names the worker of rule 8; the two have their generations in common.
+    ``rolling`` is True from the advance of the generation until every slot is served by it, or until it could not boot. ``exclusive`` is rule 7.
+    ``template`` names the worker of rule 9; the two have their generations in common.
     """
 
     count: int
@@ -230,7 +234,7 @@ def reconcile(desired: Mapping[str, Desired], processes: Iterable[Process], now:
 
 
 def forks(template: Process, wanted: Desired) -> bool:
-    """Rule 8: whether this process of the template can fork for this worker."""
+    """Rule 9: whether this process of the template can fork for this worker."""
     return template.state is State.READY and template.lost is None and template.generation >= wanted.generation
 
 
@@ -240,21 +244,46 @@ def _worker_plan(name: str, wanted: Desired, group: list[Process], can_spawn: bo
     slots: dict[int, list[Process]] = {slot: [] for slot in range(wanted.count)}
     for process in group:
         slots.setdefault(process.slot, []).append(process)
-    room = wanted.count + wanted.surge - sum(1 for process in group if _counts(process))
+    turns = _turns(wanted, slots, now)
+    beyond = sum(1 for slot in turns if sum(map(_counts, slots[slot])) > 1)  # successors that count for rule 5, not for rule 4
+    room = wanted.count + wanted.surge + beyond - sum(map(_counts, group))
     for slot, members in slots.items():
-        keep = _kept(wanted, members) if slot < wanted.count else []
+        recycled = slot in turns
+        keep = _kept(wanted, members, recycled) if slot < wanted.count else []
         undecided = [process for process in members if process not in busy]
-        if can_spawn and undecided == members and slot < wanted.count and _wants_spawn(wanted, slot, members, keep, room, now):
+        if can_spawn and undecided == members and slot < wanted.count and _wants_spawn(wanted, slot, members, keep, recycled, room, now):
             plan.append(Spawn(name, slot, wanted.generation))
-            room -= 1
+            room -= 0 if recycled else 1
         reason = wanted.reason if slot < wanted.count else "scale" if wanted.count else "stop"
-        plan += [_stop(wanted, process, reason, now) for process in undecided if process.live and process not in keep]
+        for process in undecided:
+            if process.live and process not in keep:
+                plan.append(_stop(wanted, process, RECYCLE if recycled and process.retiring else reason, now))
     return plan
 
 
-def current(wanted: Desired, process: Process) -> bool:
-    """Rule 2."""
-    return process.generation >= wanted.generation and not process.retiring
+def _turns(wanted: Desired, slots: Mapping[int, list[Process]], now: float) -> set[int]:
+    """The slots that are being recycled; when there is none, the one that is next. More than one only when a reload was given up in between."""
+    leaving = [
+        process
+        for slot, members in slots.items()
+        for process in members
+        if slot < wanted.count and process.retiring and process.generation >= wanted.generation
+        if _counts(process) or process.state is State.KILLED
+    ]
+    begun = {process.slot for process in leaving if not process.live or any(_succeeds(other, process) for other in slots[process.slot])}
+    if begun:
+        return begun
+    waiting = [process for process in leaving if process.slot not in wanted.slots or now >= wanted.slots[process.slot].not_before]
+    return {min(waiting, key=lambda process: process.started).slot} if waiting else set()
+
+
+def _succeeds(process: Process, predecessor: Process) -> bool:
+    return process.live and not process.retiring and process.generation >= predecessor.generation
+
+
+def current(wanted: Desired, process: Process, recycled: bool) -> bool:
+    """Rule 2; ``recycled`` says that its slot has its turn."""
+    return process.generation >= wanted.generation and not (recycled and process.retiring)
 
 
 def _counts(process: Process) -> bool:
@@ -262,24 +291,26 @@ def _counts(process: Process) -> bool:
     return process.live or (process.state is State.STOPPING and process.deadline is not None)
 
 
-def _kept(wanted: Desired, members: list[Process]) -> list[Process]:
+def _kept(wanted: Desired, members: list[Process], recycled: bool) -> list[Process]:
     """Those of a slot that stay: the one that serves it and the one that is to succeed it."""
     live = sorted((process for process in members if process.live), key=lambda process: (not process.retiring, process.generation), reverse=True)
     if wanted.exclusive:
-        return [process for process in live if current(wanted, process)][:1]
+        return [process for process in live if current(wanted, process, recycled)][:1]
     serving = next((process for process in live if process.state is State.READY), None)
-    if serving is not None and current(wanted, serving):
+    if serving is not None and current(wanted, serving, recycled):
         return [serving]
-    successor = next((process for process in live if process.state is State.STARTING and current(wanted, process)), None)
-    incumbent = serving or next((process for process in live if process is not successor and not current(wanted, process)), None)
+    successor = next((process for process in live if process.state is State.STARTING and current(wanted, process, recycled)), None)
+    incumbent = serving or next((process for process in live if process is not successor and not current(wanted, process, recycled)), None)
     return [process for process in (incumbent, successor) if process is not None]
 
 
-def _wants_spawn(wanted: Desired, slot: int, members: list[Process], keep: list[Process], room: int, now: float) -> bool:
-    if any(process.hung for process in members) or any(current(wanted, process) for process in keep) or (wanted.exclusive and members):
+def _wants_spawn(wanted: Desired, slot: int, members: list[Process], keep: list[Process], recycled: bool, room: int, now: float) -> bool:
+    if any(process.hung for process in members) or (wanted.exclusive and members):
+        return False
+    if any(current(wanted, process, recycled) for process in keep):
         return False
     if keep:
-        return room > 0
+        return recycled or room > 0
     return slot not in wanted.slots or now >= wanted.slots[slot].not_before
 
 
@@ -316,17 +347,21 @@ def silence(process: Process, wanted: Desired, now: float) -> str:
 
 
 def settled(name: str, wanted: Desired, processes: Iterable[Process]) -> bool:
-    """Whether every slot is served by a current process and nothing else of this worker is left, save what may drain for ever."""
-    slots = []
+    """Whether every slot is served by the wanted generation and nothing older or beyond the count is left, save what may drain for ever.
+
+    Recycling goes on all the time where limits are low and the load is high: it does not keep a reload from being over.
+    """
+    served = set()
     for process in processes:
         if process.worker != name or process.state is State.EXITED:
             continue
         if process.state is State.STOPPING and process.deadline is None:
             continue
-        if process.state is not State.READY or not current(wanted, process):
+        if process.generation < wanted.generation or process.slot >= wanted.count:
             return False
-        slots.append(process.slot)
-    return sorted(slots) == list(range(wanted.count))
+        if process.state is State.READY:
+            served.add(process.slot)
+    return len(served) == wanted.count
 
 
 # What an exit means ---------------------------------------------------------------------------------------------------------------
@@ -364,11 +399,13 @@ def judge(
     if first_boot and not was_ready and (code in (2, 3) or process.hung):
         return Verdict.FATAL
     failed_roll = wanted.rolling and not was_ready and process.generation >= wanted.generation
+    # A successor that fails costs nobody anything: of a new generation there is no other, a recycling backs off.
+    covered = not was_ready and any(other.slot == process.slot and other.live for other in others)
     if failed_roll:
         wanted.fall_back(others)
-    if was_ready or not any(other.slot == process.slot and other.live for other in others):
+    if not (failed_roll and covered):
         exhausted = _account(wanted.slots[process.slot], process, now, clean=was_ready and (code == 0 or blameless))
-        if exhausted and (first_boot or not any(steady(other, now) for other in (*others, *served))):
+        if exhausted and not covered and (first_boot or not any(steady(other, now) for other in (*others, *served))):
             return Verdict.FATAL
     return Verdict.ROLL_FAILED if failed_roll else Verdict.RESPAWN
 

@@ -126,10 +126,11 @@ class Worker:
         if self._run is not None:
             self._run.on_sigterm()
 
-    def retire(self) -> None:
-        """Ask the master for a successor. This process serves until that is ready, and is then told to stop. Call it in the loop's thread."""
+    def retire(self, reason: str = "") -> None:
+        """Ask the master for a successor, saying why. This process serves until that is ready, and is then told to stop. Workers of one name
+        take turns, so it may serve for a while yet. Asked again, nothing more happens. Call it in the loop's thread."""
         if self._run is not None:
-            self._run.retire()
+            self._run.retire(reason or "it asked for a successor")
 
 
 # Listener modules -----------------------------------------------------------------------------------------------------------------

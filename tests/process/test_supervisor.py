@@ -70,7 +70,10 @@ class World(RuleBasedStateMachine):
                 case Kill(process):
                     assert process.pid not in self.killed, "killed twice"
                     self.killed.add(process.pid)
-                case Stop(process, "reload", _, _) if process.state is State.READY and process.worker != "gateway":
+                case Spawn(worker, slot, generation) if predecessors := self.recycled(worker, slot, generation):
+                    assert all(process.retiring for process in predecessors), "nobody asked for a successor"
+                    assert self.turns(worker, generation) <= {slot}, "two slots of a worker are recycled at once"
+                case Stop(process, "reload" | "recycle", _, _) if process.state is State.READY and process.worker != "gateway":
                     assert any(
                         other.worker == process.worker
                         and other.slot == process.slot
@@ -79,6 +82,18 @@ class World(RuleBasedStateMachine):
                         for other in self.alive(State.READY)
                     ), "stopped while no other serves"
 
+    def recycled(self, worker: str, slot: int, generation: int) -> list[Process]:
+        """What serves in this slot already, in this generation."""
+        ready = [process for process in self.alive(State.READY) if (process.worker, process.slot) == (worker, slot)]
+        return [process for process in ready if process.generation >= generation]
+
+    def turns(self, worker: str, generation: int) -> set[int]:
+        """The slots where one that asked for a successor has got it and is not gone yet."""
+        members = [process for process in self.alive() if process.worker == worker and process.generation >= generation]
+        leaving = [process for process in members if process.retiring and (process.state is not State.STOPPING or process.deadline is not None)]
+        begun = {process.slot for process in leaving if process.state not in supervisor.LIVE}
+        return begun | {process.slot for process in leaving for other in members if other.slot == process.slot and not other.retiring}
+
     @rule()
     def obey(self) -> None:
         self.turn()
@@ -86,7 +101,7 @@ class World(RuleBasedStateMachine):
     @rule(data=st.data())
     def retire(self, data: st.DataObject) -> None:
         if ready := self.alive(State.READY):
-            data.draw(st.sampled_from(ready)).retiring = True
+            data.draw(st.sampled_from(ready)).retiring = "it is tired"
 
     @rule(seconds=st.floats(0, 20))
     def time_passes(self, seconds: float) -> None:
@@ -314,12 +329,78 @@ def test_a_generation_that_cannot_boot_is_given_up_and_its_number_not_used_again
 
 def test_a_process_that_retires_is_succeeded_within_its_generation() -> None:
     wanted = Desired(1)
-    old = process(retiring=True)
+    old = process(retiring="old")
     assert plan(wanted, old) == [Spawn("http", 0, 1)]
     new = process(state=State.STARTING)
     assert plan(wanted, old, new) == []
     new.ready(NOW)
     (stop,) = plan(wanted, old, new)
-    assert isinstance(stop, Stop)
-    assert stop.process is old
-    assert not settled("http", wanted, [old, new])
+    assert stop == Stop(old, "recycle", 8.0, NOW + 10)
+    assert settled("http", wanted, [old, new]), "recycling keeps no reload from being over"
+
+
+def test_one_slot_is_recycled_at_a_time_whatever_the_surge_and_the_oldest_first() -> None:
+    wanted = Desired(8)
+    members = [process(slot, retiring="grown") for slot in range(8)]
+    members[5].started -= 1
+    assert plan(wanted, *members) == [Spawn("http", 5, 1)]
+    successor = process(5, state=State.STARTING)
+    assert plan(wanted, *members, successor) == []
+    successor.ready(NOW)
+    assert plan(wanted, *members, successor) == [Stop(members[5], "recycle", 8.0, NOW + 10)]
+    members[5].stop("recycle", NOW + 10)
+    assert plan(wanted, *members, successor) == [], "its turn lasts until it is gone"
+    members[5].to(State.EXITED)
+    members[2].started -= 1
+    assert plan(wanted, *members, successor) == [Spawn("http", 2, 1)]
+
+
+def test_a_recycled_process_that_may_drain_for_ever_gives_its_turn_on() -> None:
+    draining = process(0, state=State.STOPPING, retiring="old")
+    draining.deadline = None
+    assert plan(Desired(2, stop_timeout=None), draining, process(0), process(1, retiring="old")) == [Spawn("http", 1, 1)]
+
+
+def test_a_reload_and_a_recycling_have_room_of_their_own() -> None:
+    wanted = Desired(4)
+    wanted.roll("reload")
+    new, old = process(0, 2, retiring="grown"), [process(slot) for slot in range(1, 4)]
+    assert plan(wanted, new, *old) == [Spawn("http", 0, 2), Spawn("http", 1, 2)]
+    members = [new, *old, process(0, 2, State.STARTING)]
+    assert plan(wanted, *members) == [Spawn("http", 1, 2)], "the recycling's successor takes none of the reload's room"
+    assert plan(wanted, *members, process(1, 2, State.STARTING)) == []
+
+
+def test_one_of_an_older_generation_is_the_reload_s_whatever_it_asked() -> None:
+    wanted = Desired(2)
+    wanted.roll("reload")
+    old = process(0, retiring="old"), process(1, retiring="old")
+    assert plan(wanted, *old) == [Spawn("http", 0, 2)]
+    assert plan(wanted, *old, process(0, 2)) == [Stop(old[0], "reload", 8.0, NOW + 10)]
+
+
+def test_a_recycling_in_its_middle_gives_way_to_a_reload() -> None:
+    wanted = Desired(1)
+    old, between = process(retiring="old"), process(state=State.STARTING)
+    wanted.roll("reload")
+    assert plan(wanted, old, between) == [Stop(between, "reload", 8.0, NOW + 10)]
+
+
+def test_a_successor_that_fails_backs_off_while_the_tired_one_serves() -> None:
+    wanted = Desired(2, beat_timeout=60)
+    tired = process(0, retiring="old"), process(1, retiring="old")
+    tired[0].started -= 1
+    for _ in range(supervisor.MAX_FAILURES + 1):
+        assert judge(wanted, process(0, state=State.STARTING), tired, NOW, code=1) is Verdict.RESPAWN
+    assert wanted.slots[0].not_before == NOW + supervisor.MAX_BACKOFF
+    assert plan(wanted, tired[0]) == [Spawn("http", 1, 1)], "nothing for slot 0 before it may"
+    assert plan(wanted, *tired) == [Spawn("http", 1, 1)], "another has its turn meanwhile"
+    assert plan(wanted, *tired, now=wanted.slots[0].not_before)[0] == Spawn("http", 0, 1)
+
+
+def test_exclusive_processes_that_retire_take_turns_too() -> None:
+    wanted = Desired(2, exclusive=True)
+    tired = process(0, retiring="it could not be reset"), process(1, retiring="it could not be reset")
+    assert plan(wanted, *tired) == [Stop(tired[0], "recycle", 8.0, NOW + 10)]
+    tired[0].stop("recycle", NOW + 10)
+    assert plan(wanted, *tired) == []
