@@ -41,6 +41,9 @@ _GATEWAY_SERVER_OPTIONS = (
     *("daemon", "name", "state_dir", "loop", "log_level", "log_file", "use_colors"),
     *("timeout_graceful_shutdown", "timeout_worker_healthcheck", "timeout_worker_boot"),
 )
+#: The server's options that `laraman check` has as well, and what else of its configuration counts there.
+_CHECK_OPTIONS = ("app", "factory", "app_dir", "listeners", "lifespan")
+_CHECK_SETTINGS = ("sandbox", "isolation", "root_path", "timeout_worker_boot")
 #: Seconds on top of the boot deadline that a daemon gets to say how its start went.
 DAEMON_MARGIN = 15.0
 
@@ -82,10 +85,10 @@ def _dispatch(arguments: list[str]) -> int:
 
 def start(arguments: list[str]) -> int:
     """Serve until stopped; with ``--daemon`` until it is ready."""
-    from laraman.asgi import http_worker
+    from laraman.asgi import http_workers
 
     config = _configured(arguments)
-    return _run(config, [http_worker(config)], lambda: _configured(arguments))
+    return _run(config, http_workers(config), lambda: _configured(arguments))
 
 
 def gateway(arguments: list[str]) -> int:
@@ -125,9 +128,14 @@ def _run(config: Config, workers: list[Worker], revalidate: Callable[[], object]
 
 def _configured(arguments: list[str]) -> Config:
     """The whole configuration, with an application. Raises ConfigError."""
+    config = _with_app(Config.load(vars(_parse(_start_parser(), arguments)), os.environ, PYPROJECT))
+    return replace(config, listeners=(*config.listeners, *(_GATEWAY_LISTENERS if config.gateway.enabled else ())))
+
+
+def _with_app(config: Config) -> Config:
+    """The same with an application, found when none is named. Raises ConfigError."""
     from laraman.asgi.app import CONVENTIONAL_FILES, find_app
 
-    config = Config.load(vars(_parse(_start_parser(), arguments)), os.environ, PYPROJECT)
     if config.app in VERBS:
         raise ConfigError(f"the verb comes first: laraman {config.app} ...")
     app = config.app or find_app(config.app_dir or ".")
@@ -136,7 +144,7 @@ def _configured(arguments: list[str]) -> Config:
             "no application: name it (laraman start package.module:app), set `app` in [tool.laraman] of pyproject.toml, "
             f"or call it `app` in {', '.join(CONVENTIONAL_FILES)}"
         )
-    return replace(config, app=app, listeners=(*config.listeners, *(_GATEWAY_LISTENERS if config.gateway.enabled else ())))
+    return replace(config, app=app)
 
 
 def _gateway_configured(arguments: list[str]) -> Config:
@@ -167,6 +175,19 @@ def _in_a_line(exc: BaseException) -> str:
     text = f"{type(exc).__name__}: {exc}".partition("\n")[0].rstrip(": ")
     frame = extract_tb(exc.__traceback__)[-1]
     return text if isinstance(exc, SyntaxError) else f"{text} ({frame.filename}:{frame.lineno})"
+
+
+# check ----------------------------------------------------------------------------------------------------------------------------
+
+
+def check(arguments: list[str]) -> int:
+    """Play requests on the application, in this process, and report what they leave behind. Returns 1 when they leave something."""
+    parsed = vars(_parse(_check_parser(), arguments))
+    choices = {name: parsed.pop(name) for name in ("requests", "rounds", "timeout", "json")}
+    config = _with_app(Config.load(parsed, os.environ, PYPROJECT, only=(*_CHECK_OPTIONS, *_CHECK_SETTINGS)))
+    from laraman.check.command import run
+
+    return run(config, **choices)
 
 
 # The verbs that talk to a running server ------------------------------------------------------------------------------------------
@@ -237,6 +258,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "reload": ("replace the workers one by one, with new code", reload),
     "status": ("show its processes", status),
     "connections": ("show its connections", connections),
+    "check": ("play requests on the application and report what they leave behind", check),
 }
 
 
@@ -392,7 +414,7 @@ def _start_parser() -> argparse.ArgumentParser:
     verbs = "\n".join(f"  {name:<13}{help}" for name, (help, _) in VERBS.items())
     parser = _Parser(
         prog="laraman",
-        usage="laraman [start] [APP] [options]\n       laraman gateway | stop | restart | reload | status | connections [options]",
+        usage="laraman [start] [APP] [options]\n       laraman gateway | check | stop | restart | reload | status | connections [options]",
         description=f"The resident application server for Python.\n\nverbs:\n{verbs}",
         epilog="Each option can also be set by the environment variable LARAMAN_<NAME>, and by <name> in [tool.laraman] of pyproject.toml.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
@@ -422,6 +444,20 @@ def _gateway_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("server")
     for name in _GATEWAY_SERVER_OPTIONS:
         _add(group, OPTIONS[name])
+    return parser
+
+
+def _check_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="laraman check", description=f"{VERBS['check'][0].capitalize()}.", allow_abbrev=False)
+    group = parser.add_argument_group("application")
+    for name in _CHECK_OPTIONS:
+        _add(group, OPTIONS[name])
+    group = parser.add_argument_group("check")
+    found = "the GETs of its OpenAPI document, else of its routes"
+    group.add_argument("--requests", metavar="FILE", help=f'A line "METHOD /path" for each request, or a JSON list. Default: {found}.')
+    group.add_argument("--rounds", metavar="NUMBER", default="5", help="How often they are played after the first time. Default: 5.")
+    group.add_argument("--timeout", metavar="NUMBER", default="5", help="Seconds that a request gets. Default: 5.")
+    group.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 
 
