@@ -29,7 +29,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laraman.process.control import request
 
@@ -46,16 +46,18 @@ IDLE_SECONDS = 10
 OUTAGES = 4
 BODY = json.dumps({"name": "Sidamo", "price": 7.25, "tags": ["washed", "organic"], "notes": "x" * 400})
 
+_LARAMAN = ["laraman", "start", "--workers", "1", "--no-access-log", "--timeout-keep-alive", "3600"]
 _UVICORN = ["uvicorn", "--workers", "1", "--no-access-log", "--loop", "uvloop", "--http", "httptools", "--timeout-keep-alive", "3600"]
 SERVERS = {
-    "laraman": ["laraman", "start", "--workers", "1", "--no-access-log", "--timeout-keep-alive", "3600"],
+    "laraman": _LARAMAN,
+    **{f"laraman-{mode}": [*_LARAMAN, "--guard", mode] for mode in ("off", "restore", "strict")},  # and without an option it is "warn"
     "uvicorn": _UVICORN,
     "uvicorn-wsproto": [*_UVICORN, "--ws", "wsproto"],
     # backpressure: granian takes at most that many connections, 1024 by default
     "granian": ["granian", "--interface", "asgi", "--workers", "1", "--no-access-log", "--backpressure", "20000"],
 }
 PEERS = ("uvicorn", "granian")  # what the ratios are to
-#: The peers have no gateway: these scenarios are laraman's alone.
+GUARDS = ("laraman-off", "laraman", "laraman-restore", "laraman-strict")
 GATEWAY_APP = "benchmarks.gateway_app:app"
 
 Sample = dict[str, float]
@@ -326,19 +328,27 @@ def _idle(target: Target, kind: str, port: int, worker: str) -> Sample:
     return {"kib_per_connection": grown / IDLE_CONNECTIONS, "idle_cpu_ms_per_s": used / IDLE_SECONDS * 1000, "still_open": left}
 
 
-#: name: (application, how it is measured)
-SCENARIOS: dict[str, tuple[str, Callable[[Target, int], Sample]]] = {
-    "hello": ("benchmarks.apps:hello", with_wrk("/")),
-    "json-post": ("benchmarks.apps:json_post", with_wrk("/", "-s", "post.lua")),
-    "stream": ("benchmarks.apps:stream", with_wrk("/")),
-    "fastapi": ("benchmarks.fastapi_app:app", with_wrk("/items/7?tag=fresh")),
-    "ws-echo": ("benchmarks.apps:ws_echo", ws_echo),
-    "idle": ("benchmarks.apps:hello", idle),
-    "gateway-echo": (GATEWAY_APP, gateway_echo),
-    "gateway-fan-out": (GATEWAY_APP, gateway_fan_out),
-    "gateway-burst": (GATEWAY_APP, gateway_burst),
-    "gateway-outage": (GATEWAY_APP, gateway_outage),
-    "gateway-idle": (GATEWAY_APP, gateway_idle),
+class Scenario(NamedTuple):
+    """What is served, how it is measured, and who is compared. The peers have no gateway and no guard."""
+
+    app: str
+    measure: Callable[[Target, int], Sample]
+    servers: tuple[str, ...] = ("laraman", *PEERS)
+
+
+SCENARIOS = {
+    "hello": Scenario("benchmarks.apps:hello", with_wrk("/")),
+    "json-post": Scenario("benchmarks.apps:json_post", with_wrk("/", "-s", "post.lua")),
+    "stream": Scenario("benchmarks.apps:stream", with_wrk("/")),
+    "fastapi": Scenario("benchmarks.fastapi_app:app", with_wrk("/items/7?tag=fresh")),
+    "ws-echo": Scenario("benchmarks.apps:ws_echo", ws_echo),
+    "idle": Scenario("benchmarks.apps:hello", idle),
+    "guard": Scenario("benchmarks.apps:hello", with_wrk("/"), GUARDS),
+    "gateway-echo": Scenario(GATEWAY_APP, gateway_echo, ("laraman",)),
+    "gateway-fan-out": Scenario(GATEWAY_APP, gateway_fan_out, ("laraman",)),
+    "gateway-burst": Scenario(GATEWAY_APP, gateway_burst, ("laraman",)),
+    "gateway-outage": Scenario(GATEWAY_APP, gateway_outage, ("laraman",)),
+    "gateway-idle": Scenario(GATEWAY_APP, gateway_idle, ("laraman",)),
 }
 
 
@@ -347,8 +357,8 @@ SCENARIOS: dict[str, tuple[str, Callable[[Target, int], Sample]]] = {
 
 def compare(scenario: str, servers: list[str], rounds: int, seconds: int, directory: str) -> dict[str, list[Sample]]:
     """All samples of a scenario, by server. A server that fails is said to have, and is left out of the rest of the rounds."""
-    app, measure = SCENARIOS[scenario]
-    servers = [name for name in servers if name == "laraman" or app != GATEWAY_APP]
+    app, measure, compared = SCENARIOS[scenario]
+    servers = servers or list(compared)
     samples: dict[str, list[Sample]] = {name: [] for name in servers}
     for number in range(rounds):
         at = number % len(servers)
@@ -418,7 +428,7 @@ def _version(package: str) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.partition("\n")[0])
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=["laraman", *PEERS])
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=[], help="instead of those that a scenario compares")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5, help="per measurement, after one second of warming up")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one line with the medians to this file")
