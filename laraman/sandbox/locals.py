@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from laraman import events
-from laraman.sandbox.operation import current
+from laraman.sandbox.operation import CURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ class Local(Generic[T]):
 
     def __call__(self) -> T:
         """The running operation's own instance, made by its first call. Raises RuntimeError outside of operations, and when it is over."""
-        operation = current()
+        operation = CURRENT.get(None)
         if operation is None or operation.ended:
             raise RuntimeError(f"{self.name} is of an operation, and {'none is running here' if operation is None else f'{operation.name} is over'}")
         instances = operation.instances

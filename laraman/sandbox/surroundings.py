@@ -169,13 +169,27 @@ class Sandbox:
         The operation is not in flight meanwhile, so what is shared is restored.
         """
         assert self._turn is not None
-        self.active -= 1
-        self._turn.release()
+        try:
+            await self._withdraw()
+        finally:
+            self._turn.release()
         try:
             return await function()
         finally:
-            await self._turn.acquire()
-            self.active += 1
+            await self._come_back(self._turn)
+
+    async def _come_back(self, turn: asyncio.Lock) -> None:
+        """Whoever cancels this meanwhile: the operation has its turn for what it does at its end."""
+        cancelled: asyncio.CancelledError | None = None
+        while True:
+            try:
+                await turn.acquire()
+                break
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        self.active += 1
+        if cancelled is not None:
+            raise cancelled
 
     async def _operate(self, operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
         kind = operation.kind
@@ -185,7 +199,7 @@ class Sandbox:
             if kind.received is not None and listeners(kind.received):
                 await aemit(kind.received(worker=self.worker, **{kind.subject: operation.subject}))
             result = function(*args)
-            if isawaitable(result):
+            if result is not None and isawaitable(result):
                 result = await result
             if kind.handled is not None and listeners(kind.handled):
                 await aemit(kind.handled(worker=self.worker, **{kind.subject: operation.subject}))
@@ -215,14 +229,18 @@ class Sandbox:
                     if resets is not None and resets.each and (waiting := resets.after(operation)) is not None:
                         await waiting
                 finally:
-                    self.active -= 1
-                    if resets is not None:
-                        if not self.active and resets.idle and (waiting := resets.when_idle()) is not None:
-                            await waiting
-                        if resets.failed:
-                            self._give_up(resets.failed)
+                    await self._withdraw()
+                    if resets is not None and resets.failed:
+                        self._give_up(resets.failed)
                     if self.guard is not None and self.guard.every:
                         self.guard.look(operation)
+
+    async def _withdraw(self) -> None:
+        """The operation is in flight no more: what is shared is restored if it was the last."""
+        self.active -= 1
+        resets = self.resets
+        if not self.active and resets is not None and resets.idle and (waiting := resets.when_idle()) is not None:
+            await waiting
 
     async def _close_instances(self, operation: Operation) -> None:
         assert operation.instances is not None

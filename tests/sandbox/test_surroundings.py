@@ -329,3 +329,36 @@ def test_the_operation_is_current_and_ends() -> None:
         return found
 
     assert asyncio.run(main()).ended
+
+
+def test_a_session_that_is_cancelled_while_it_waits_for_its_turn_ends_in_its_turn() -> None:
+    told = heard(TaskTerminated)
+
+    async def main() -> None:
+        box, message, hold, held = Sandbox(Worker(isolation="serial")), asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def session() -> None:
+            await box.out_of_turn(message.wait)
+
+        async def request() -> None:
+            held.set()
+            await hold.wait()
+
+        first = asyncio.create_task(box.run(session, subject="session"))
+        second = asyncio.create_task(box.run(request, subject="request"))
+        await held.wait()
+        message.set()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)
+        assert not first.done()
+        hold.set()
+        await second
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert box.active == 0
+        assert await box.run(lambda: 7) == 7
+
+    asyncio.run(main())
+    assert [(event.task, event.outcome) for event in told[:2]] == [("request", "ok"), ("session", "cancelled")]
