@@ -427,8 +427,41 @@ def test_a_worker_can_ask_for_a_successor(start: Callable[..., Boss], diary: Dia
     boss.hear("ready")
     with boss.connect() as client:
         client.sendall(b"a\n")
-        boss.hear("retire")
-        assert boss.stop("reload") == 0
+        assert boss.hear("retire") == [{"op": "retire", "reason": "it asked for a successor"}]
+        client.sendall(b"a\n")
+        boss.hear("beat", len([envelope for envelope in boss.heard if envelope["op"] == "beat"]) + 2)
+        assert len(boss.hear("retire")) == 1, "asked twice"
+        assert boss.stop("recycle") == 0
+
+
+@fork
+def test_a_worker_that_asks_before_it_is_ready_is_heard_afterwards(start: Callable[..., Boss]) -> None:
+    class Spoilt:
+        def on_start(self, worker: Worker) -> None:
+            worker.retire("the cache is broken")
+
+    boss = start(Worker("spoilt", handler=Spoilt()))
+    boss.hear("retire")
+    assert [envelope for envelope in boss.heard if envelope["op"] != "beat"] == [{"op": "ready"}, {"op": "retire", "reason": "the cache is broken"}]
+    assert boss.stop() == 0
+
+
+@fork
+def test_a_worker_of_any_kind_that_has_reached_a_limit_asks_for_a_successor_and_serves_on(start: Callable[..., Boss], diary: Diary) -> None:
+    boss = start(echo(diary), limit_max_requests=2, timeout_worker_healthcheck=0.2)
+    boss.hear("ready")
+    with boss.connect() as client:
+        client.sendall(b"a\n")
+        assert read(client, 2) == b"A\n"
+        assert not [envelope for envelope in boss.heard if envelope["op"] == "retire"]
+        client.sendall(b"b\n")
+        assert read(client, 2) == b"B\n"
+        assert boss.hear("retire") == [{"op": "retire", "reason": "2 requests served, of 2"}]
+        client.sendall(b"c\n")
+        assert read(client, 2) == b"C\n"
+        boss.hear("beat", len([envelope for envelope in boss.heard if envelope["op"] == "beat"]) + 2)
+        assert len(boss.hear("retire")) == 1
+        assert boss.stop("recycle") == 0
 
 
 @fork
