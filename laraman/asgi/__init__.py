@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from laraman.process.template import template_of
 from laraman.process.worker import Worker
 
 if TYPE_CHECKING:
     from laraman.config import Config
 
 
-def http_worker(config: Config) -> Worker:
-    """The declaration of the workers that serve ``config.app``."""
-    return Worker("http", _address(config), count=config.workers, handler="laraman.asgi.service:Http")
+def http_workers(config: Config) -> list[Worker]:
+    """The declarations of what serves ``config.app``. Raises ConfigError when ``preload`` is not available here."""
+    http = Worker("http", _address(config), count=config.workers, handler="laraman.asgi.service:Http")
+    return [template_of(http), http] if config.preload else [http]
 
 
 def _address(config: Config) -> str:

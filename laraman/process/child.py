@@ -70,7 +70,7 @@ _PR_SET_PDEATHSIG = 1
 def run(worker: Worker, channel: socket.socket) -> int:
     """Be this worker until it ends; return the exit code."""
     parent = os.getppid()
-    _introduce(worker)
+    introduce(worker)
     loop = new_event_loop(worker.config.loop)
     asyncio.set_event_loop(loop)
     try:
@@ -92,12 +92,12 @@ def new_event_loop(kind: str) -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()
 
 
-def _introduce(worker: Worker) -> None:
+def introduce(worker: Worker, at_the_masters_death: signal.Signals = signal.SIGTERM) -> None:
     """Become this worker to the outside. What was the master's in this process has been left behind before."""
     signal.signal(signal.SIGTERM, worker.handle_exit)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, at_the_masters_death, 0, 0, 0)
     setproctitle(worker.title)
 
 
@@ -171,20 +171,19 @@ class Run:
         return 0 if error is None else self._report(error)
 
     def _report(self, error: BaseException) -> int:
-        code = error.exit_code if isinstance(error, ConfigError) else BootError.exit_code
-        text = str(error)
-        if not isinstance(error, LaramanError):
-            text = f"{type(error).__name__}: {error}"
-            logger.error("Worker %s failed to start", self._worker.name, exc_info=error)
-        self._say({"op": "failed", "error": text, "exit": code})
-        return code
+        failed = failure(self._worker, error)
+        self._say(failed)
+        return int(failed["exit"])
 
     async def _boot(self) -> None:
         worker = self._worker
         try:
-            import_listeners(worker.config)
-            self._handler = load_handler(worker.handler)
-            await self._call("on_load", worker)
+            if worker.loaded is None:
+                import_listeners(worker.config)
+                self._handler = load_handler(worker.handler)
+                await self._call("on_load", worker)
+            else:
+                self._handler = worker.loaded
             self._starting_told = True
             await aemit(WorkerStarting(worker=worker))
             await self._call("on_start", worker)
@@ -421,6 +420,15 @@ async def drain_connections(worker: Worker) -> None:
         connection.shutdown()
     while worker.connections:
         await asyncio.sleep(0.01)
+
+
+def failure(worker: Worker, error: BaseException) -> Envelope:
+    """What the master is told of a boot that failed; what is not our own error is logged with its traceback."""
+    text = str(error)
+    if not isinstance(error, LaramanError):
+        text = f"{type(error).__name__}: {error}"
+        logger.error("Worker %s failed to start", worker.name, exc_info=error)
+    return {"op": "failed", "error": text, "exit": error.exit_code if isinstance(error, ConfigError) else BootError.exit_code}
 
 
 def load_handler(handler: Any) -> Any:

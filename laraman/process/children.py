@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import ctypes
+import errno
 import faulthandler
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
 import sys
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,7 +25,7 @@ from laraman.process.supervisor import Process, State
 from laraman.protocols.ipc import Ipc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from laraman.config import Config
@@ -33,6 +37,11 @@ logger = logging.getLogger("uvicorn.error")
 #: Bytes waiting for a child that does not read, above which only what must arrive is still queued.
 HIGH_WATER = 64 * 1024
 
+#: Seconds a template has to fork. The master waits for it, and does nothing else meanwhile.
+FORK_SECONDS = 2.0
+
+_PR_SET_CHILD_SUBREAPER = 36
+
 #: What a terminal or an operator sends to the whole process group; the master answers for its children.
 _MASTERS_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -40,7 +49,7 @@ _MASTERS_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1
 class Child:
     """One child's channel and black box. ``on_envelope(child, envelope)`` is called for all it says."""
 
-    __slots__ = ("_ipc", "_on_envelope", "_outbox", "_selector", "black_box", "channel", "process")
+    __slots__ = ("_forked", "_ipc", "_on_envelope", "_outbox", "_selector", "black_box", "channel", "process")
 
     def __init__(
         self,
@@ -57,6 +66,7 @@ class Child:
         self._on_envelope = on_envelope
         self._ipc = Ipc()
         self._outbox = bytearray()
+        self._forked: Envelope | None = None
         channel.setblocking(False)
         selector.register(channel, selectors.EVENT_READ, self.on_event)
 
@@ -90,7 +100,10 @@ class Child:
         if not data:
             self._disconnect()
         for envelope in envelopes:
-            self._on_envelope(self, envelope)
+            if envelope["op"] == "forked":
+                self._forked = envelope
+            else:
+                self._on_envelope(self, envelope)
         return bool(data)
 
     def drain(self) -> None:
@@ -110,6 +123,29 @@ class Child:
             self._outbox.clear()  # reading will see the end, after what the child still said
         writing = selectors.EVENT_WRITE if self._outbox else 0
         self._selector.modify(self.channel, selectors.EVENT_READ | writing, self.on_event)
+
+    def fork(self, slot: int, generation: int, descriptors: list[int]) -> int:
+        """Let this child, a template, fork a process that gets copies of ``descriptors``; its pid. Raises OSError, TimeoutError when it is hung."""
+        self._flush()
+        if self._outbox or not self.connected:
+            raise OSError(errno.EPIPE, "its template does not listen")
+        self._forked = None
+        data = self._ipc.send({"op": "fork", "slot": slot, "generation": generation})
+        self._outbox += data[socket.send_fds(self.channel, [data], descriptors) :]
+        deadline = time.monotonic() + FORK_SECONDS
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        while self._forked is None:
+            self._flush()
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError(errno.ETIMEDOUT, "its template does not answer")
+            if not self.receive() and not self.connected:
+                raise OSError(errno.EPIPE, "its template has ended")
+        pid, error = self._forked.get("pid"), self._forked.get("error")
+        if not isinstance(pid, int):
+            raise OSError(errno.ECHILD, f"its template says {error}")
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises ChildProcessError when it is no child of ours
+        return pid
 
     @property
     def connected(self) -> bool:
@@ -177,7 +213,7 @@ def spawn(
         pid = os.fork()
         if not pid:
             ours.close()
-            _live(worker, slot, generation, theirs, config, black_box, before, leave)
+            live(worker, slot, generation, theirs, config, black_box, before, leave)
     except OSError:
         ours.close()
         os.close(black_box)
@@ -188,7 +224,49 @@ def spawn(
     return Child(Process(worker.name, slot, generation, pid, now, last_beat=now), ours, black_box, selector, on_envelope)
 
 
-def _live(
+def spawn_from(
+    template: Child,
+    worker: Worker,
+    slot: int,
+    generation: int,
+    *,
+    now: float,
+    selector: selectors.BaseSelector,
+    on_envelope: Callable[[Child, Envelope], None],
+) -> Child:
+    """Like `spawn`, but the fork is the template's, and the child becomes ours. Raises OSError, TimeoutError when the template is hung."""
+    ours, theirs = socket.socketpair()
+    black_box = unnamed_file()
+    binds = [bind.socket.fileno() for bind in worker.binds if bind.socket is not None]
+    try:
+        with _adopting():
+            pid = template.fork(slot, generation, [theirs.fileno(), black_box, *binds])
+    except OSError:
+        ours.close()
+        os.close(black_box)
+        raise
+    finally:
+        theirs.close()
+    return Child(Process(worker.name, slot, generation, pid, now, last_beat=now), ours, black_box, selector, on_envelope)
+
+
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """While the block runs, descendants whose parent ends become children of this process. Raises OSError where that cannot be.
+
+    Not for longer: what an application leaves running behind itself is not ours to wait for, and would stay as a zombie.
+    """
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def live(
     worker: Worker, slot: int, generation: int, channel: socket.socket, config: Config, black_box: int, mask: set[int], leave: Callable[[], None]
 ) -> NoReturn:
     """The child's whole life. Never returns into the master's code."""

@@ -140,6 +140,8 @@ class Commands:
         wanted = self._master.desired.get(name) if isinstance(name, str) and name in self._master.workers else None
         if wanted is None or not isinstance(name, str):
             client.answer(request, ok=False, error=f"no worker is called {name!r}")
+        elif any(worker.template == name for worker in self._master.workers.values()):
+            client.answer(request, ok=False, error=f"there is one {name} for all")
         elif type(count) is not int or not 1 <= count <= MAX_COUNT:
             client.answer(request, ok=False, error=f"the count must be a whole number in 1..{MAX_COUNT}")
         else:

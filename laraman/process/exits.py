@@ -7,13 +7,19 @@ import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from laraman.process.supervisor import RECYCLE
+
+if TYPE_CHECKING:
+    from laraman.process.supervisor import Process
 
 #: How much of a black box is read, in bytes: a stack of every thread, with room to spare.
 MAX_STACK = 64 * 1024
 
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
 #: The outermost frames of every child: what the master was doing when it forked.
-_MASTERS_FRAMES = re.compile(r'^  File ".+children\.py", line \d+ in _live\n(?:  File .+\n?)*', re.MULTILINE)
+_MASTERS_FRAMES = re.compile(r'^  File ".+children\.py", line \d+ in live\n(?:  File .+\n?)*', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,16 @@ def top_frame(stack: str) -> str:
     threads = re.split(r"^(?:Current thread|Thread|Stack) ", stack, flags=re.MULTILINE)
     match = _FRAME.search(threads[-1])
     return f"{match['file']}:{match['line']} in {match['function']}" if match else ""
+
+
+def in_words(process: Process, ending: Exit, stack: str) -> str:
+    """Why it ended, for people."""
+    if process.hung:
+        top = top_frame(stack)
+        return f"hung: {process.error}{f', at {top}' if top else ''}"
+    if process.stop_reason == RECYCLE and ending.code == 0:
+        return f"replaced: {process.retiring}"
+    return f"{ending}: {process.error}" if process.error else str(ending)
 
 
 def rss(pid: int) -> int | None:

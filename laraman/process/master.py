@@ -14,7 +14,6 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +22,31 @@ from setproctitle import setproctitle
 from laraman import events, log
 from laraman.errors import ConfigError, LaramanError
 from laraman.process import daemon, handover, restart
-from laraman.process.children import Child, spawn
+from laraman.process.children import FORK_SECONDS, Child
 from laraman.process.commands import STATS, Commands
 from laraman.process.control import Control, listen
-from laraman.process.exits import Exit, collect, oom_kills, thread_count, top_frame
+from laraman.process.exits import Exit, collect, in_words, oom_kills, thread_count
 from laraman.process.signals import wakeup
+from laraman.process.spawning import new_child, template_for
 from laraman.process.state import StateDirectory, instance_name, open_state
-from laraman.process.supervisor import HUNG, RECYCLE, Desired, Kill, Process, Spawn, State, Stop, Verdict, backoff, judge, reconcile, settled, silence
+from laraman.process.supervisor import (
+    HUNG,
+    HUNG_GRACE,
+    RECYCLE,
+    Desired,
+    Kill,
+    Process,
+    Spawn,
+    State,
+    Stop,
+    Verdict,
+    backoff,
+    give_up,
+    judge,
+    reconcile,
+    settled,
+    silence,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -84,13 +101,13 @@ class Master:
         self._prepare = prepare
         self.argv = [*(argv or [sys.executable, *sys.orig_argv[1:]])]
         self.directory = Path.cwd()
-        self._notify = notify
+        self.notify = notify
         self._first_boot = True
         self._asked_to_stop = False
         self._turn = time.monotonic()
         self._oom_kills = oom_kills()
         self.selector = selectors.DefaultSelector()
-        self._wake: tuple[int, int] = (-1, -1)
+        self.wake: tuple[int, int] = (-1, -1)
         self.state: StateDirectory | None = None
         self.control: Control | None = None
         self.commands = Commands(self)
@@ -121,8 +138,8 @@ class Master:
 
     def run(self) -> int:
         """Start, serve until told to stop, and return the exit code: 0, 2 for a wrong configuration, 3 when it could not start."""
-        with wakeup(self._interrupt) as self._wake:
-            self.selector.register(self._wake[0], selectors.EVENT_READ, self._on_wake)
+        with wakeup(self._interrupt) as self.wake:
+            self.selector.register(self.wake[0], selectors.EVENT_READ, self._on_wake)
             try:
                 self._boot_or_fail()
                 self._loop()
@@ -180,7 +197,7 @@ class Master:
         self.name = instance_name(config.name, http.port if http else config.port, config.uds, config.fd)
         if self.state is None:
             self.state = open_state(config.state_dir, self.name)
-        if self._notify is not None or daemon.output():
+        if self.notify is not None or daemon.output():
             fallback = self.state.log_path if self.state else os.devnull
             daemon.output_to(os.path.abspath(config.log_file) if config.log_file else fallback)
         if self.state is None or self.control is not None:
@@ -199,10 +216,12 @@ class Master:
             beat_timeout=config.timeout_worker_healthcheck,
             stop_timeout=config.timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout,
             exclusive=worker.exclusive,
+            template=worker.template,
         )
         if before := self.desired.get(name):
             wanted.slots = before.slots
-        adopted = [process.generation for process in self.processes if process.worker == name]
+        kin = {name, worker.template, *(other.name for other in self.workers.values() if other.template == name)}
+        adopted = [process.generation for process in self.processes if process.worker in kin]
         if adopted:
             wanted.generation = max(adopted)
             wanted.roll("restart")
@@ -252,9 +271,9 @@ class Master:
             self.phase = "running"
             self._first_boot = False
             events.emit(events.ServerStarted(server=self))
-            if self._notify is not None:
+            if self.notify is not None:
                 where = ", ".join(str(bind.address) for bind in self.binds) or self.name
-                self._notify(0, f"Laraman running on {where} [{os.getpid()}]")
+                self.notify(0, f"Laraman running on {where} [{os.getpid()}]")
         return calm
 
     def roll(self) -> list[str]:
@@ -298,10 +317,10 @@ class Master:
 
     def _fail(self, code: int, text: str) -> None:
         """End with one clear line: to whoever waits for the daemon, else to the log."""
-        if self._notify is None or daemon.output():
+        if self.notify is None or daemon.output():
             logger.error("%s", text)
-        if self._notify is not None:
-            self._notify(code, text)
+        if self.notify is not None:
+            self.notify(code, text)
         self.stop(exit_code=code)
 
     # Obeying ---------------------------------------------------------------------------------------------------------------------
@@ -323,40 +342,24 @@ class Master:
                 os.kill(process.pid, signal.SIGKILL)
 
     def _dump_stack(self, process: Process, now: float) -> None:
-        process.error = silence(process, self.desired[process.worker], now)
+        process.error = silence(process, self.desired[process.worker], now) or f"no fork within {FORK_SECONDS:.1f} s"
         logger.error("Worker %s is hung (%s), replacing it", process, process.error)
         os.kill(process.pid, signal.SIGUSR2)  # faulthandler writes the stack into the black box, whatever the process is doing
 
     def _spawn(self, name: str, slot: int, generation: int, now: float) -> None:
         try:
-            worker = self.workers[name]
-            leave = partial(self._leave, worker)
-            child = spawn(worker, slot, generation, config=self.config, now=now, selector=self.selector, on_envelope=self.on_envelope, leave=leave)
+            child = new_child(self, self.workers[name], slot, generation, now)
         except (OSError, KeyError) as exc:
             account = self.desired[name].slots[slot]
             account.failures += 1
             account.not_before = now + max(0.1, backoff(account.failures))
             account.last_exit = f"could not be forked: {exc.strerror}" if isinstance(exc, OSError) else "is declared no more"
             logger.error("Worker %s:%d %s", name, slot, account.last_exit)
+            if isinstance(exc, TimeoutError) and (template := template_for(self, self.workers[name])):
+                later = time.monotonic()
+                self._obey(Stop(template.process, HUNG, HUNG_GRACE, later + HUNG_GRACE), later)
         else:
             self.children[child.process.pid] = child
-
-    def _leave(self, worker: Worker) -> None:
-        """In a new child: close what is the master's or a sibling's. What stayed open would keep a channel or a port alive."""
-        for child in self.children.values():
-            child.forget()
-        for bind in self.binds:
-            if bind not in worker.binds:
-                bind.close()
-        if self.control is not None:
-            self.control.forget()
-        if self.state is not None:
-            os.close(self.state.lock)
-        if self._notify is not None:
-            self._notify.close()
-        for descriptor in (*self._wake, *self.inherited.values()):
-            os.close(descriptor)
-        self.selector.close()
 
     def on_envelope(self, child: Child, envelope: Envelope) -> None:
         """What a child says. It is our own code, but the application's code runs in the same process: nothing here trusts it."""
@@ -398,7 +401,7 @@ class Master:
             self._oom_kills = kills
             ending = replace(ending, oom=True)
         stack = child.stack()
-        process.ending = _words(process, ending, stack)
+        process.ending = in_words(process, ending, stack)
         verdict = judge(
             self.desired[process.worker],
             process,
@@ -407,7 +410,10 @@ class Master:
             code=ending.code,
             blameless=ending.signal in (signal.SIGKILL, signal.SIGTERM) and not ending.oom,
             first_boot=self._first_boot,
+            served=[other for other in self.processes if self.desired[other.worker].template == process.worker],
         )
+        if verdict is Verdict.ROLL_FAILED:
+            give_up(self.desired, process.worker, self.processes)
         if ending.code == 0 and (verdict is Verdict.EXPECTED or self.phase == "stopping"):
             logger.debug("Worker %s ended", process)
             if process.stop_reason == RECYCLE:
@@ -443,7 +449,7 @@ class Master:
 
     def _read_signals(self) -> None:
         with suppress(BlockingIOError):
-            for number in os.read(self._wake[0], 4096):
+            for number in os.read(self.wake[0], 4096):
                 self._signalled(number)
 
     def _signalled(self, number: int) -> None:
@@ -479,18 +485,8 @@ class Master:
             self.control.close()
         if self.state is not None:
             self.state.close()
-        if self._notify is not None:
-            self._notify.close()
+        if self.notify is not None:
+            self.notify.close()
         self.selector.close()
         if not self._first_boot or not self.exit_code:
             logger.info("Stopping parent process [%d]", os.getpid())
-
-
-def _words(process: Process, ending: Exit, stack: str) -> str:
-    """Why it ended, for people."""
-    if process.hung:
-        top = top_frame(stack)
-        return f"hung: {process.error}{f', at {top}' if top else ''}"
-    if process.stop_reason == RECYCLE and ending.code == 0:
-        return f"replaced: {process.retiring}"
-    return f"{ending}: {process.error}" if process.error else str(ending)

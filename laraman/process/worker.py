@@ -71,6 +71,8 @@ class Worker:
         self.stop_timeout = stop_timeout
         self.exclusive = exclusive
         self.binds = [Bind(text) for text in addresses]
+        #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.
+        self.template = ""
 
         # From here on, what holds in the child.
         self.slot = -1
@@ -86,6 +88,8 @@ class Worker:
         self.in_flight = 0
         self.stopping = False
         self.stop_reason = ""
+        #: The handler, when it was loaded before this process was forked.
+        self.loaded: Any = None
         self._run: Run | None = None
 
     def __repr__(self) -> str:

@@ -46,6 +46,7 @@ class StandIn:
         self.reloadable = reloadable
         self.stop_timeout: float | None = None
         self.exclusive = False
+        self.template = ""
 
     def run(self, slot: int, generation: int, channel: socket.socket, config: Config) -> int:
         self.channel, self.ipc = channel, Ipc()

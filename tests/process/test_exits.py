@@ -74,7 +74,7 @@ with open(sys.argv[1], "w") as box: main(box)
 def test_the_masters_frames_are_left_out() -> None:
     descriptor = unnamed_file()
     os.write(descriptor, b'Current thread 0x1 (most recent call first):\n  File "app.py", line 2 in view\n')
-    os.write(descriptor, b'  File "/x/laraman/process/children.py", line 9 in _live\n  File "master.py", line 3 in run\n\nExtension modules: x\n')
+    os.write(descriptor, b'  File "/x/laraman/process/children.py", line 9 in live\n  File "master.py", line 3 in run\n\nExtension modules: x\n')
     assert read_black_box(descriptor).splitlines()[1:] == ['  File "app.py", line 2 in view', "", "Extension modules: x"]
     os.close(descriptor)
 

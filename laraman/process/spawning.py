@@ -1,0 +1,52 @@
+"""How the master gets a new child: it forks one, or lets the worker's template fork one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+from laraman.process.children import Child, spawn, spawn_from
+from laraman.process.supervisor import forks
+
+if TYPE_CHECKING:
+    from laraman.process.master import Master
+    from laraman.process.worker import Worker
+
+
+def new_child(master: Master, worker: Worker, slot: int, generation: int, now: float) -> Child:
+    """A process of ``worker``. Raises OSError; TimeoutError when its template is hung."""
+    selector, on_envelope = master.selector, master.on_envelope
+    if not worker.template:
+        leave = partial(_leave, master, worker)
+        return spawn(worker, slot, generation, config=master.config, now=now, selector=selector, on_envelope=on_envelope, leave=leave)
+    template = template_for(master, worker)
+    if template is None:
+        raise OSError(errno.ECHILD, "its template has ended")
+    return spawn_from(template, worker, slot, generation, now=now, selector=selector, on_envelope=on_envelope)
+
+
+def template_for(master: Master, worker: Worker) -> Child | None:
+    """The newest template that can fork for this worker."""
+    wanted = master.desired[worker.name]
+    found = [child for child in master.children.values() if child.process.worker == worker.template and forks(child.process, wanted)]
+    return max(found, key=lambda child: child.process.generation, default=None)
+
+
+def _leave(master: Master, worker: Worker) -> None:
+    """In a new child: close what is the master's or a sibling's. What stayed open would keep a channel or a port alive."""
+    for child in master.children.values():
+        child.forget()
+    for bind in master.binds:
+        if bind not in worker.binds:
+            bind.close()
+    if master.control is not None:
+        master.control.forget()
+    if master.state is not None:
+        os.close(master.state.lock)
+    if master.notify is not None:
+        master.notify.close()
+    for descriptor in (*master.wake, *master.inherited.values()):
+        os.close(descriptor)
+    master.selector.close()

@@ -1,0 +1,222 @@
+"""Templates: a worker whose process imports the application once, freezes its heap, and is what another worker's processes are forked from.
+
+It has no event loop and no threads of its own, so that ``fork`` is safe in it. Its life:
+
+    BOOTING     listener modules, handler, on_load -> what a worker imports later -> garbage out, heap frozen -> "ready"
+    SERVING     beats, and forks when the master says "fork" and sends along what the child gets
+    STOPPED     at once, when it is told to stop: it holds nothing
+
+The process in the middle of a fork ends at once, and the master, who has made itself the reaper for that moment, becomes the parent. So every
+worker is the master's own child, and outlives its template.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import inspect
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from laraman import log
+from laraman.errors import BootError, ConfigError
+from laraman.process.daemon import reopen_output
+from laraman.process.worker import Worker, import_listeners
+from laraman.protocols.ipc import Ipc
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from laraman.config import Config
+    from laraman.protocols.ipc import Envelope
+
+logger = logging.getLogger("uvicorn.error")
+
+#: The most descriptors that come with one order: the channel, the black box, the listening sockets.
+MAX_DESCRIPTORS = 64
+#: Modules that a worker imports only while it starts or serves; those that are not installed are left out.
+LATER = ("laraman.process.child", "anyio._backends._asyncio", "asyncio.unix_events", "concurrent.futures.thread", "encodings.idna", "stringprep")
+
+
+def template_of(worker: Worker) -> Template:
+    """The declaration of the template that ``worker``'s processes are to be forked from. Raises ConfigError where that is not possible."""
+    if sys.platform != "linux":
+        raise ConfigError(f"--preload is not available on {sys.platform}: it needs Linux, where a process can adopt the children of another")
+    return Template(worker)
+
+
+class Template(Worker):
+    """The declaration, and in its process the template itself. ``of`` is the worker that is forked from it."""
+
+    def __init__(self, of: Worker) -> None:
+        super().__init__(f"{of.name}-template", handler=of.handler, stop_timeout=0.0)
+        self.of = of
+        of.template = self.name
+
+    def run(self, slot: int, generation: int, channel: socket.socket, config: Config) -> int:
+        from laraman.process.child import introduce
+
+        self.slot = slot
+        self.generation = generation
+        self.config = self.of.config = config
+        self._master = os.getppid()
+        self._channel = channel
+        self._ipc = Ipc()
+        self._descriptors: list[int] = []
+        channel.setblocking(True)
+        introduce(self, signal.SIGKILL)  # whatever the application's import is doing: nothing here needs an end of its own
+        return self._boot() or self._serve()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        logging.shutdown()
+        os._exit(0)
+
+    # Boot ------------------------------------------------------------------------------------------------------------------------
+
+    def _boot(self) -> int:
+        """The exit code; 0 when it can fork."""
+        from laraman.process.child import failure
+        from laraman.process.unforkable import Watch
+
+        watch = Watch()
+        try:
+            self._load()
+        except (Exception, SystemExit) as exc:
+            error = BootError(f"worker {self.name}: sys.exit({exc.code!r}) was called while it started") if isinstance(exc, SystemExit) else exc
+            failed = failure(self, error)
+            self._say(failed)
+            return int(failed["exit"])
+        for what in watch.found():
+            logger.warning("Preload: %s", what)
+        gc.collect()
+        gc.freeze()
+        self._say({"op": "ready"})
+        return 0
+
+    def _load(self) -> None:
+        """Do what a worker's boot would do without a loop. Raises what the application raises."""
+        from laraman.process.child import load_handler
+
+        import_listeners(self.config)
+        handler = load_handler(self.handler)
+        on_load = getattr(handler, "on_load", None)
+        if on_load is not None and inspect.isawaitable(on_load(self.of)):
+            raise ConfigError(f"worker {self.of.name}: on_load is async, and a template has no event loop")
+        self.of.loaded = handler
+        for name in (*LATER, *(("uvloop",) if self.config.loop != "asyncio" else ())):
+            with suppress(ImportError):
+                importlib.import_module(name)
+
+    # Orders ----------------------------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> int:
+        interval = min(1.0, self.config.timeout_worker_healthcheck / 4) or 1.0
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        next_beat = 0.0
+        while os.getppid() == self._master:
+            if (now := time.monotonic()) >= next_beat:
+                next_beat = now + interval
+                self._say({"op": "beat"})
+            if not poll.poll(max(0.0, next_beat - time.monotonic()) * 1000):
+                continue
+            data, descriptors, _, _ = socket.recv_fds(self._channel, 65536, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+            self._descriptors += descriptors
+            if not data:
+                break
+            for envelope in self._ipc.receive_data(data):
+                if envelope["op"] == "stop":
+                    return 0
+                self._obey(envelope)
+        return 0
+
+    def _obey(self, envelope: Envelope) -> None:
+        match envelope["op"]:
+            case "fork":
+                self._fork(envelope)
+            case "reopen":  # its children inherit what it has open
+                log.reopen()
+                reopen_output()
+            case "connections":
+                self._say({"op": "connections", "id": envelope["id"], "rows": []})
+
+    def _say(self, envelope: Envelope) -> None:
+        with suppress(OSError):  # the master is gone; the channel's end, or the kernel, ends this process
+            self._channel.sendall(self._ipc.send(envelope))
+
+    # The fork --------------------------------------------------------------------------------------------------------------------
+
+    def _fork(self, order: Envelope) -> None:
+        """Fork a process that is the master's, not ours, and say its pid; or say what was wrong."""
+        given, self._descriptors = self._descriptors, []
+        try:
+            if len(given) != 2 + len(self.of.binds):
+                raise OSError(0, f"{len(given)} descriptors came for {len(self.of.binds)} addresses")
+            pid = self._fork_twice(order["slot"], order["generation"], given)
+        except OSError as exc:
+            self._say({"op": "forked", "error": exc.strerror})
+        else:
+            self._say({"op": "forked", "pid": pid})
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
+
+    def _fork_twice(self, slot: int, generation: int, given: list[int]) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        told, tell = os.pipe()  # by which the one in the middle says who the child is
+        gone, staying = os.pipe()  # whose end tells the child that the one in the middle is gone
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            middle = os.fork()
+            if not middle:
+                self._be_in_the_middle(slot, generation, given, before, (told, tell, gone, staying))
+            _, status = os.waitpid(middle, 0)
+            if code := os.waitstatus_to_exitcode(status):
+                raise OSError(code, os.strerror(code))
+            return int(os.read(told, 20))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for descriptor in (told, tell, gone, staying):
+                os.close(descriptor)
+
+    def _be_in_the_middle(self, slot: int, generation: int, given: list[int], mask: set[int], pipes: tuple[int, int, int, int]) -> NoReturn:
+        code = 1
+        try:
+            if pid := os.fork():
+                os.write(pipes[1], str(pid).encode())
+                code = 0
+            else:
+                self._be_a_worker(slot, generation, given, mask, *pipes)
+        except OSError as exc:
+            code = exc.errno or 1
+        finally:
+            os._exit(code & 0xFF)
+
+    def _be_a_worker(
+        self, slot: int, generation: int, given: list[int], mask: set[int], told: int, tell: int, gone: int, staying: int
+    ) -> NoReturn:
+        from laraman.process.children import live
+
+        channel, black_box, *binds = given
+
+        def leave() -> None:
+            os.close(staying)
+            os.read(gone, 1)  # until the template has seen the end of the one in the middle
+            if os.getppid() != self._master:
+                os._exit(0)  # nobody knows of this process
+            for descriptor in (told, tell, gone):
+                os.close(descriptor)
+            self._channel.close()
+            for bind, descriptor in zip(self.of.binds, binds, strict=True):
+                bind.open(descriptor)
+
+        live(self.of, slot, generation, socket.socket(fileno=channel), self.config, black_box, mask, leave)
+
