@@ -62,6 +62,7 @@ class MainSocket:
             connect_timeout=config.connect_timeout,
             backoff=BACKOFF,
         )
+        self.link.operates = False  # an event becomes an operation where it is handled, in its lane
         peer.links.append(self.link)
         #: Whether the gateway speaks the extensions: an answer to Register means that events come here from now on.
         self.extended = False
@@ -219,6 +220,7 @@ class TaskSocket:
             queue=config.queue,
             overflow=config.overflow,
         )
+        self.link.operates = False  # an answer belongs to the operation that has asked
         peer.links.append(self.link)
 
     # Calls -----------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ class Watched(Connection):
 
     def __init__(self, protocol: Any, handler: Any, worker: Any, **options: Any) -> None:
         super().__init__(protocol, handler, worker, **options)
+        self.operates_for = None  # what a gateway passes on becomes an operation in the worker that it is for
         self.due = 0  # the wheel's
         self._bytes_seen = self._bytes_read = 0
         self._heard = 0.0

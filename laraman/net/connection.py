@@ -10,6 +10,9 @@ An ``async`` handler that is running holds the messages behind it back. They wai
 so a peer that sends faster than it is served costs no memory. While nothing waits there is no queue and no task. A plain handler that has no
 room for more says so with ``hold()``, and ``release()`` later.
 
+Each of these calls is an operation of the worker: it has a context of its own, and what is registered is done around it. While nothing is, a plain
+handler is called there and then.
+
 States of a connection, and what moves it:
 
     OPEN        close(), abort() or an error of ours -> CLOSING; the end of the transport -> CLOSED
@@ -29,10 +32,12 @@ from collections import deque
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
+from laraman import events
 from laraman.errors import Busy, ConnectionClosed, ConnectionLost, RemoteProtocolError
+from laraman.sandbox.operation import CONNECTION, MESSAGE, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable, Coroutine
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -53,6 +58,7 @@ class Connection(asyncio.Protocol):
     """One live connection.
 
     ``worker`` is the Worker that accepted it, or None; an accepted connection is in ``worker.connections`` from its first moment to its last.
+    ``operates_for`` is the Worker whose operations the calls of the handler are, at first ``worker``; None where they only pass something on.
     ``peer`` and ``local`` are socket names, ``opened`` is the loop's time in seconds. ``error`` is None while it is open, then the
     ConnectionClosed or ConnectionLost that ended it; ``close_code`` the same as a number of RFC 6455 section 7.4.1, which logs and tests can compare.
     """
@@ -68,6 +74,8 @@ class Connection(asyncio.Protocol):
         "_reading_held",
         "_receiver",
         "_stall",
+        "_wrapper",
+        "_wrapper_version",
         "_write_timeout",
         "bytes_in",
         "bytes_out",
@@ -80,6 +88,7 @@ class Connection(asyncio.Protocol):
         "messages_in",
         "messages_out",
         "opened",
+        "operates_for",
         "peer",
         "protocol",
         "running",
@@ -89,12 +98,15 @@ class Connection(asyncio.Protocol):
         "writing_paused",
     )
 
+    #: What a message is as an operation.
+    message_kind = MESSAGE
+
     def __init__(self, protocol: Any, handler: Any, worker: Any, direction: str = "in", write_timeout: float = WRITE_TIMEOUT) -> None:
         """``direction`` is "in" (accepted) or "out" (dialled); ``write_timeout`` is in seconds."""
         self.id = next(_numbers)
         self.protocol = protocol
         self.handler = handler
-        self.worker = worker
+        self.worker = self.operates_for = worker
         self.direction = direction
         self.state: Any = OPEN
         self.error: ConnectionClosed | ConnectionLost | None = None
@@ -117,6 +129,8 @@ class Connection(asyncio.Protocol):
         self._gone: asyncio.Future[None] | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._write_timeout = write_timeout
+        self._wrapper: Callable[..., Coroutine[Any, Any, Any]] | None = None  # the sandbox's, for messages
+        self._wrapper_version = -1
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.direction} {name_text(self.peer)} {getattr(self.state, 'name', self.state)}>"
@@ -282,9 +296,12 @@ class Connection(asyncio.Protocol):
                 raise self._copied_error()
             if self._ended:
                 raise ConnectionLost("the peer sends no more")
-            self._receiver = asyncio.get_running_loop().create_future()
+            self._receiver = receiver = asyncio.get_running_loop().create_future()
             try:
-                await self._receiver
+                if self.operates_for is not None and self.operates_for.sandbox.serial:
+                    await self.operates_for.sandbox.out_of_turn(lambda: receiver)
+                else:
+                    await receiver
             finally:
                 self._receiver = None
         return self._take()
@@ -348,48 +365,67 @@ class Connection(asyncio.Protocol):
 
     def _handle(self, hook: str, *arguments: Any) -> None:
         """Call a handler. One that must be awaited gets a task, and what comes meanwhile waits behind it."""
-        try:
-            result = self._call(hook, *arguments)
-        except Exception as exc:
-            self._failed(hook, exc)
-            return
-        if result is not None:
-            if self.worker is not None:
-                self.worker.in_flight += 1
-            self.running = asyncio.get_running_loop().create_task(self._run(hook, result))
-
-    def _call(self, hook: str, *arguments: Any) -> Awaitable[Any] | None:
         function = getattr(self.handler, hook, None)
         if function is None:
-            return None
-        result = function(self, *arguments)
-        return result if result is not None and isawaitable(result) else None
+            return
+        worker = self.operates_for
+        operation = context = None
+        try:
+            if worker is None:
+                result = function(self, *arguments)
+            else:
+                operation = Operation(self.message_kind, arguments[0]) if arguments else Operation(CONNECTION, hook)
+                context = worker.sandbox.context(operation)
+                wrapper = self._message_wrapper() if arguments else worker.sandbox.wrapper(CONNECTION)
+                if wrapper is None:
+                    result = context.run(function, self, *arguments)
+                else:
+                    result = wrapper(operation, function, self, *arguments)
+        except Exception as exc:
+            result = None
+            self._failed(hook, exc)
+        if result is not None and isawaitable(result):
+            if self.worker is not None:
+                self.worker.in_flight += 1
+            self.running = asyncio.get_running_loop().create_task(self._run(hook, operation, result), context=context)
+        elif operation is not None:
+            worker.sandbox.ended(operation)
+
+    def _message_wrapper(self) -> Callable[..., Coroutine[Any, Any, Any]] | None:
+        if self._wrapper_version != events.version:
+            self._wrapper_version = events.version
+            self._wrapper = self.operates_for.sandbox.wrapper(self.message_kind)
+        return self._wrapper
 
     def _handle_pending(self) -> None:
-        """Handle what a held connection has kept; to its end when there will be no more."""
+        """Handle what has waited; to its end when there will be no more."""
         while self._pending and self.running is None and (self._lost or not self._reading_held & _HELD):
             self._handle("on_message", self._take())
 
-    async def _run(self, hook: str, waiting: Awaitable[Any] | None) -> None:
+    async def _run(self, hook: str, operation: Operation | None, waiting: Awaitable[Any]) -> None:
         try:
-            if waiting is not None:
-                await waiting
-            while self._pending and (self._lost or not self._reading_held & _HELD):
-                hook = "on_message"
-                waiting = self._call(hook, self._take())
-                if waiting is not None:
-                    await waiting
+            await waiting
         except Exception as exc:
             self._failed(hook, exc)
+        except BaseException as exc:
+            task = asyncio.current_task()
+            if not isinstance(exc, asyncio.CancelledError) or (task is not None and task.cancelling()):
+                self._pending = None  # and nothing more begins
+                raise
+            self._failed(hook, exc)  # not we were cancelled, but something that it waited for
         finally:
             self.running = None
-            if not self._reading_held & _HELD:
-                self._pending = None
             if self.worker is not None:
                 self.worker.in_flight -= 1
-            self._settle()
+            if operation is not None:
+                self.operates_for.sandbox.ended(operation)
+            self._handle_pending()
+            if self.running is None:
+                if not self._reading_held & _HELD:
+                    self._pending = None
+                self._settle()
 
-    def _failed(self, hook: str, exc: Exception) -> None:
+    def _failed(self, hook: str, exc: BaseException) -> None:
         """A handler that raises ends its connection, never the process. That the peer went away meanwhile is no error of its."""
         if not (isinstance(exc, (ConnectionClosed, ConnectionLost)) and self.error is not None):
             logger.error("%s: %s raised, the connection is closed", self, hook, exc_info=exc)
@@ -458,6 +494,11 @@ class Connection(asyncio.Protocol):
                 self._gone = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._gone)
 
+    async def wait_idle(self) -> None:
+        """Return when nothing is being handled."""
+        while self.running is not None:  # each message has a task of its own
+            await asyncio.wait({self.running})
+
     def shutdown(self) -> None:
         """The worker is draining: close as soon as nothing is being handled."""
         self._closing_when_idle = True
@@ -465,8 +506,9 @@ class Connection(asyncio.Protocol):
             self.close(1001)
 
     def cancel(self) -> None:
-        """The deadline of the stop has come: cancel what is being handled and abort."""
+        """The deadline of the stop has come: cancel what is being handled, drop what waits, and abort."""
         self.abort()
+        self._pending = None
         if self.running is not None:
             # Not at once: a task that is cancelled before its first step runs none of its code, and so none of what ends a handler's turn.
             asyncio.get_running_loop().call_soon(self.running.cancel)

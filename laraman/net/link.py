@@ -37,6 +37,7 @@ from laraman.net.address import parse_address
 from laraman.net.connection import Connection, name_text
 from laraman.net.dial import dial
 from laraman.protocols import protocol_named
+from laraman.sandbox.operation import LINK, LINK_MESSAGE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -103,7 +104,8 @@ class Link:
             event.worker.tasks.start_soon(feed.run)      # or: await event.worker.tasks.start(feed.run)
 
     ``on_message(link, message)``, ``on_up(link)`` and ``on_down(link, error)`` may be plain or ``async``; what they raise is logged and changes
-    nothing. Messages are handed over one after another; while they are not taken, the peer is not read. ``handshake(connection)`` is ``async``
+    nothing. Messages are handed over one after another; while they are not taken, the peer is not read. Each such call is an operation of the
+    worker; under ``--isolation serial`` it waits for no other, which may be waiting for what the link brings. ``handshake(connection)`` is ``async``
     and talks with ``connection.send`` and ``connection.receive``; the link is UP when it returns, and tries anew when it raises or takes
     longer than ``connect_timeout`` seconds. ``heartbeat`` is a number of seconds and the message to send so often, whatever handlers do.
     ``timeout`` is the number of seconds without a byte from the peer after which it is taken for dead (None: the kernel's keep-alive decides).
@@ -115,6 +117,9 @@ class Link:
 
     Raises ConfigError for an address, protocol or option that cannot be.
     """
+
+    #: False where messages are only passed on, to where they become operations or the answers of operations that wait.
+    operates = True
 
     def __init__(
         self,
@@ -161,7 +166,7 @@ class Link:
         self._overflow = overflow
         self._queue: deque[Any] = deque()
         self._connection: Connection | None = None
-        self._previous: asyncio.Task[None] | None = None  # in which messages of the one before are still handled
+        self._previous: Connection | None = None  # the one before, while its messages are still handled
         self._totals = [0, 0, 0, 0]  # bytes in and out, messages in and out, of all connections before
         self._since = 0.0
         self._scope: anyio.CancelScope | None = None
@@ -295,7 +300,7 @@ class Link:
         self._step(State.DIALING)
         session = _Session(self)
         try:
-            make = partial(Connection, self._protocol(), session, None, "out")
+            make = partial(_Dialled, self._protocol(), session, None, "out")
             connection = await dial(self.address, make, self._connect_timeout)
             self._step(State.HANDSHAKE)
             self._connection = connection
@@ -366,8 +371,7 @@ class Link:
             connection.close()
             connection.handler.greeted.set()
             await connection.wait_closed()
-            if connection.running is not None:
-                await asyncio.wait({connection.running})
+            await connection.wait_idle()
         connection.cancel()
         if was_up:
             with anyio.move_on_after(FLUSH_SECONDS, shield=True):
@@ -382,14 +386,20 @@ class Link:
         with anyio.move_on_after(TELL_SECONDS) as scope:
             if callback is not None:
                 try:
-                    result = callback(self, *arguments)
-                    if isawaitable(result):
-                        await result
+                    await self._call(callback, *arguments)
                 except Exception:
                     logger.exception("Link %s: %r raised", self.name, callback)
             await aemit(event)
         if scope.cancelled_caught:
             logger.warning("Link %s: telling %s took too long and was cut short", self.name, type(event).__name__)
+
+    async def _call(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        if self.worker is not None and self.operates:
+            await self.worker.sandbox.run(callback, self, *arguments, kind=LINK, subject=self.name)
+        else:
+            result = callback(self, *arguments)
+            if isawaitable(result):
+                await result
 
     # While it is up --------------------------------------------------------------------------------------------------------------
 
@@ -446,7 +456,7 @@ class Link:
         if connection is not None:
             counters = (connection.bytes_in, connection.bytes_out, connection.messages_in, connection.messages_out)
             self._totals = [total + more for total, more in zip(self._totals, counters, strict=True)]
-            self._previous = connection.running
+            self._previous = connection if connection.running is not None else None
 
     def row(self) -> dict[str, Any]:
         """What ``laraman connections`` shows. ``age`` is in seconds since the last change of state, counters are the link's, over all connections."""
@@ -481,31 +491,36 @@ class _Session:
     """The handler of one connection of a link: holds its messages back until the link is UP, and hands them over in order."""
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        self.link = link
         self._previous = link._previous
         self.greeted = asyncio.Event()
 
     async def on_connect(self, connection: Connection) -> None:
         await self.greeted.wait()
         if self._previous is not None:
-            await asyncio.wait({self._previous})
+            await self._previous.wait_idle()
+        if self.link.operates:
+            connection.operates_for = self.link.worker  # only now: waiting was none of its operations
 
-    def on_message(self, connection: Connection, message: Any) -> Awaitable[None] | None:
-        link = self._link
-        if link.on_message is None:
-            return None
-        try:
-            result = link.on_message(link, message)
-        except Exception:
-            logger.exception("Link %s: %r raised", link.name, link.on_message)
-            return None
-        return self._finish(result) if isawaitable(result) else None
+    @property
+    def on_message(self) -> Callable[[Connection, Any], Any] | None:
+        return None if self.link.on_message is None else self._receive
 
-    async def _finish(self, result: Awaitable[Any]) -> None:
-        try:
-            await result
-        except Exception:
-            logger.exception("Link %s: %r raised", self._link.name, self._link.on_message)
+    def _receive(self, connection: Connection, message: Any) -> Any:
+        assert self.link.on_message is not None
+        return self.link.on_message(self.link, message)
+
+
+class _Dialled(Connection):
+    """A connection of a link: what a handler raises does not end it."""
+
+    __slots__ = ()
+
+    message_kind = LINK_MESSAGE
+
+    def _failed(self, hook: str, exc: BaseException) -> None:
+        link = self.handler.link
+        logger.error("Link %s: %r raised", link.name, link.on_message, exc_info=exc)
 
 
 #: ``laraman.link(...)`` reads better where one is declared.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from laraman.net.connection import Connection
 from laraman.protocols.framing import Text
+from laraman.sandbox.surroundings import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -26,7 +27,9 @@ async def until(condition: Callable[[], Any]) -> Any:
 
 
 def a_worker() -> Any:
-    return types.SimpleNamespace(name="test", slot=0, connections=set(), links=set(), requests=0, in_flight=0)
+    worker = types.SimpleNamespace(name="test", slot=0, connections=set(), links=set(), requests=0, in_flight=0)
+    worker.sandbox = Sandbox(worker)
+    return worker
 
 
 class Served:

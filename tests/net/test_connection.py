@@ -13,7 +13,7 @@ import pytest
 from laraman.errors import Busy, ConnectionClosed, ConnectionLost, LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import CLOSED, MAX_PENDING, OPEN, Connection, keep_alive, name_text
 from laraman.protocols.framing import Frame, Raw, Text
-from tests.net.serving import DEADLINE, serving, until
+from tests.net.serving import DEADLINE, a_worker, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -667,7 +667,7 @@ async def test_an_idle_connection_is_small() -> None:
             return ("127.0.0.1", 40000) if name != "socket" else None
 
     handler = Recorder()
-    worker = type("W", (), {"connections": set()})()
+    worker = a_worker()
     count = 1000
     tracemalloc.start()
     try:

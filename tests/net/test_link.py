@@ -102,7 +102,7 @@ def told() -> Iterator[list[Any]]:
     yield heard
     events._registered[:] = registered
     assert events.version > version
-    events._changed()
+    events.changed()
 
 
 # The parts that need no loop ------------------------------------------------------------------------------------------------------
