@@ -149,5 +149,5 @@ def test_a_memory_limit_below_what_a_worker_begins_with_replaces_nobody(server: 
         assert get(running.port)[0] == 200
     wait_workers(running, 1, without={worker})
     assert reasons(running) == ["5 requests served, of 5"]
-    said = re.findall(r"Worker http is not replaced for its memory: it has \d+\.\d MB before its first request, and max_rss is 1\.0 MB", running.output)
+    said = re.findall(r"not replaced for its memory: it has \d+\.\d MB before its first request, and max_rss is 1\.0 MB", running.output)
     assert len(said) == 2, "each worker once"

@@ -346,12 +346,12 @@ def test_one_slot_is_recycled_at_a_time_whatever_the_surge_and_the_oldest_first(
     assert plan(wanted, *members) == [Spawn("http", 5, 1)]
     successor = process(5, state=State.STARTING)
     assert plan(wanted, *members, successor) == []
+    members[2].started -= 2  # older, but not before the turn has ended that has begun
     successor.ready(NOW)
     assert plan(wanted, *members, successor) == [Stop(members[5], "recycle", 8.0, NOW + 10)]
     members[5].stop("recycle", NOW + 10)
     assert plan(wanted, *members, successor) == [], "its turn lasts until it is gone"
     members[5].to(State.EXITED)
-    members[2].started -= 1
     assert plan(wanted, *members, successor) == [Spawn("http", 2, 1)]
 
 
@@ -388,7 +388,7 @@ def test_a_recycling_in_its_middle_gives_way_to_a_reload() -> None:
 
 def test_a_successor_that_fails_backs_off_while_the_tired_one_serves() -> None:
     wanted = Desired(2, beat_timeout=60)
-    tired = process(0, retiring="old"), process(1, retiring="old")
+    tired = process(0, retiring="old", ready_at=NOW), process(1, retiring="old", ready_at=NOW)
     tired[0].started -= 1
     for _ in range(supervisor.MAX_FAILURES + 1):
         assert judge(wanted, process(0, state=State.STARTING), tired, NOW, code=1) is Verdict.RESPAWN
