@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from laraman import log
 from laraman.check.course import check
+from laraman.check.diff import ROUNDS
 from laraman.check.requests import read_requests
 from laraman.errors import ConfigError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def run(config: Config, *, requests: str | None, rounds: str, timeout: str, json: bool) -> int:
     """Check the application, print the report, and return the exit code. The values are as they were typed. Raises ConfigError and BootError."""
-    times, seconds = _at_least(2, int, "--rounds", rounds), _at_least(0.1, float, "--timeout", timeout)
+    times, seconds = _at_least(ROUNDS - 1, int, "--rounds", rounds), _at_least(0.1, float, "--timeout", timeout)
     given = None if requests is None else read_requests(Path(requests))
     log.configure(replace(config, log_level="critical", access_log=False))  # what goes wrong is in the report, in a line
     stdout = sys.stdout  # the application may put another one in its place

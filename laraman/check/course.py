@@ -75,6 +75,7 @@ class Course:
     async def _play(self, requests: list[Request]) -> None:
         self._heap = Heap(own_packages(self._stage.config), self._extra())
         self._base = self._heap.snapshot()
+        self._stage.notes += self._base.notes
         await self._listen()
         requests = [request for request in requests if await self._alone(request)]
         await self._listen()
@@ -83,7 +84,7 @@ class Course:
     def _extra(self) -> dict[str, Any]:
         """What no module of the application need refer to."""
         stage = self._stage
-        return {"app": stage.app, "lifespan.state": stage.lifespan.state}
+        return {"app": stage.app, "lifespan.state": stage.lifespan.state, "contextvars": stage.lifespan.context}
 
     async def _requests(self) -> list[Request]:
         """What is played."""
@@ -110,7 +111,6 @@ class Course:
         calm = await self._stage.settle(0.0 if request in self._impatient else PATIENCE)
         if not calm and request is not None:
             self._impatient.add(request)  # its tasks stay: no need to wait for them each time
-        gc.collect()
         return self._heap.snapshot()
 
     async def _listen(self) -> None:
@@ -130,7 +130,7 @@ class Course:
             answer = await self._twice(request, user)
             if not turn:
                 self._played.append(Played(request, answer.status, answer.note))
-            if answer.hangs:
+            if answer.spoils:
                 return False
             series.add(await self._snapshot(request), user.name)
         for finding in series.findings():
@@ -138,14 +138,14 @@ class Course:
         return True
 
     async def _twice(self, request: Request, user: User) -> Answer:
-        """The first answer, unless the second hangs. What hangs once is not asked again."""
+        """The first answer, unless the second spoils. What spoils once is not played again."""
         first = await self._stage.play(request, user)
         self._look_for_strangers(request, user, first)
-        if first.hangs:
+        if first.spoils:
             return first
         second = await self._stage.play(request, user)
         self._look_for_strangers(request, user, second)
-        return second if second.hangs else first
+        return second if second.spoils else first
 
     async def _interleaved(self, requests: list[Request]) -> None:
         """Play all of them as two users at the same time, and as somebody unknown who comes after them; each round in another constellation."""

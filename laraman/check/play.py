@@ -92,13 +92,13 @@ def users() -> tuple[User, User, User]:
 
 @dataclass(slots=True)
 class Answer:
-    """What a request led to. ``status`` is None without a response; ``note`` says what was unusual, ``hangs`` that it is not worth another try."""
+    """What a request led to. ``status`` is None without a response; ``note`` says what was unusual, ``spoils`` that it is not played again."""
 
     status: int | None = None
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytearray = field(default_factory=bytearray)
     note: str = ""
-    hangs: bool = False
+    spoils: bool = False
     #: Where the endpoint is defined, when that is known.
     where: str = ""
 
@@ -170,7 +170,7 @@ class Stage:
         self._alarm = Alarm()
         self._endless: set[Request] = set()
         self._active = 0
-        self._blocked = ""
+        self._meddled = ""
         self._holding: asyncio.Task[None] | None = None
         self._told = False
 
@@ -178,6 +178,7 @@ class Stage:
         """Run a coroutine function on an event loop of its own, whatever the application does to that."""
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
+        loop.set_exception_handler(self._on_loop_error)
         try:
             with self._alarm.installed():
                 task = loop.create_task(main(), name="laraman check")
@@ -187,7 +188,7 @@ class Stage:
                     except (RuntimeError, SystemExit, Blocked) as exc:
                         if task.done():
                             raise
-                        self._note(f"{self.playing} has {_meddling(exc)}")
+                        self._meddled = _meddling(exc)
                 raise LaramanError(f"{self.playing} stops the event loop again and again")
         finally:
             self._close(loop)
@@ -204,9 +205,13 @@ class Stage:
         asyncio.set_event_loop(None)
         loop.close()
 
-    def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nobody has waited for went wrong."""
+        error = context.get("exception")
+        if not isinstance(error, (SystemExit, Blocked)):  # of which the answer tells
+            text = f"{self.playing}: {context['message']}{'' if error is None else f': {_described(error)}'}"
+            if text not in self.notes:
+                self.notes.append(text)
 
     # Boot and end ----------------------------------------------------------------------------------------------------------------
 
@@ -264,13 +269,14 @@ class Stage:
             await self._wait({self._holding}, GRACE)
 
     async def settle(self, limit: float) -> bool:
-        """Let end what is ending: callbacks that are due and, for ``limit`` seconds at most, tasks. Whether there are no more than after the boot."""
+        """Let end what is ending: callbacks that are due and, for ``limit`` seconds at most, tasks. Whether there are no more than before."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit
         for _ in range(TURNS):
             await self._pause(0)
         while (calm := len(asyncio.all_tasks()) <= self._tasks) is False and loop.time() < deadline:
             await self._pause(0.01)
+        self._tasks = len(asyncio.all_tasks())
         return calm
 
     async def idle(self, seconds: float) -> None:
@@ -289,7 +295,7 @@ class Stage:
         task = asyncio.current_task()
         assert task is not None
         task.uncancel()
-        self._note(f"{self.playing} has cancelled tasks that are not its own")
+        self._meddled = "cancels tasks that are not its own"
 
     # Requests --------------------------------------------------------------------------------------------------------------------
 
@@ -300,7 +306,7 @@ class Stage:
 
     async def together(self, parts: Iterable[tuple[Request, User]]) -> list[Answer]:
         """Play requests that overlap."""
-        self._blocked = ""
+        self._meddled = ""
         started = [self._started(request, user) for request, user in parts]
         beat = asyncio.get_running_loop().call_soon(self._beat)
         self._active += 1
@@ -311,7 +317,7 @@ class Stage:
             self._active -= 1
             beat.cancel()
             self._alarm.stop()
-        return [self._finished(answer, task, request) for answer, _, task, request in started]
+        return [self._finished(answer, task) for answer, _, task, _ in started]
 
     def _started(self, request: Request, user: User) -> tuple[Answer, _Client, asyncio.Task[Any], Request]:
         marker = user.marker()
@@ -345,7 +351,7 @@ class Stage:
         try:
             await self.app(scope, client.receive, client.send)
         except SystemExit as exc:  # in a task it would stop the loop
-            raise Left(f"called sys.exit({exc.code!r})") from exc
+            raise Left(f"calls sys.exit({exc.code!r})") from exc
         finally:
             client.answer.where = Operation(REQUEST, scope).where
 
@@ -364,7 +370,7 @@ class Stage:
             if client.streams.done():
                 self._endless.add(request)
             elif not client.complete:
-                client.answer.hangs = True
+                client.answer.spoils = True
                 client.answer.note = f"no answer within {self.timeout:g} s"
             client.leave()
             await self._wait({task}, GRACE)
@@ -372,7 +378,7 @@ class Stage:
             task.cancel()
             await self._wait({task}, GRACE)
         if not task.done():
-            self.stuck = client.answer.hangs = True
+            self.stuck = client.answer.spoils = True
             client.answer.note = "does not end, not even when its client has left and it is cancelled"
         client.streams.cancel()
 
@@ -387,17 +393,21 @@ class Stage:
             except asyncio.CancelledError:
                 self._go_on()
 
-    def _finished(self, answer: Answer, task: asyncio.Task[Any], request: Request) -> Answer:
-        if task.done() and not answer.note:
-            if task.cancelled():
-                answer.note = "was cancelled"
-            elif (error := task.exception()) is not None:
-                answer.note = f"does not give the event loop back ({self._alarm_place()})" if _is_blocked(error) else _described(error)
-                answer.hangs = _is_blocked(error)
-            elif answer.status is None:
-                answer.note = "ended without a response"
-        elif task.done() and not task.cancelled():
-            task.exception()  # it is known that something went wrong
+    def _finished(self, answer: Answer, task: asyncio.Task[Any]) -> Answer:
+        error = None if not task.done() or task.cancelled() else task.exception()
+        if error is not None and _is_blocked(error):
+            answer.note = f"does not give the event loop back ({self._alarm_place()})"
+            answer.spoils = True
+        elif self._meddled:
+            answer.note, answer.spoils = self._meddled, True
+        elif answer.note:
+            pass
+        elif task.cancelled():
+            answer.note = "was cancelled"
+        elif error is not None:
+            answer.note = _described(error)
+        elif answer.status is None:
+            answer.note = "ended without a response"
         return answer
 
     def _alarm_place(self) -> str:
@@ -407,8 +417,8 @@ class Stage:
 
 def _meddling(exc: BaseException) -> str:
     if isinstance(exc, SystemExit):
-        return f"called sys.exit({exc.code!r}) in a task of its own"
-    return "stopped the event loop" if isinstance(exc, RuntimeError) else "blocked the event loop"
+        return f"calls sys.exit({exc.code!r}) outside of its task"
+    return "stops the event loop" if isinstance(exc, RuntimeError) else "does not give the event loop back"
 
 
 def _is_blocked(error: BaseException) -> bool:

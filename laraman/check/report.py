@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from laraman.check.diff import Finding
     from laraman.check.requests import Request
 
+#: Of the report of a check.
 COLUMNS = ("WHAT", "BEFORE", "AFTER", "REQUEST", "PLACE")
 #: Characters below which no column is cut, whatever the terminal's width is.
 LEAST = 12
@@ -64,7 +65,7 @@ class Report:
     def table(self, width: int | None) -> str:
         """The table and the summary, in lines of at most ``width`` characters where that is possible; None for no limit."""
         lines = table([row(finding, others) for finding, others in self.findings], width) if self.findings else []
-        notes = [f"note: {_plain(note)}" for note in self._notes()]
+        notes = [f"note: {plain(note)}" for note in self._notes()]
         blocks = ["\n".join(block) for block in (lines, notes) if block]
         return "\n\n".join([*blocks, self._summary()])
 
@@ -88,20 +89,20 @@ def _count(number: int, what: str) -> str:
 def row(finding: Finding, others: Sequence[str] = ()) -> tuple[str, ...]:
     """The cells of a finding."""
     request = f"{finding.request} and {len(others)} more" if others else finding.request
-    return tuple(_plain(cell) or "-" for cell in (finding.path, finding.before, finding.after, request, finding.place))
+    return tuple(plain(cell) or "-" for cell in (finding.path, finding.before, finding.after, request, finding.place))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """In one line, and nothing in it moves a terminal's cursor: values come from strangers."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def table(rows: Sequence[tuple[str, ...]], width: int | None) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]], width: int | None, columns: Sequence[str] = COLUMNS) -> list[str]:
     """Lines with aligned columns; where they do not fit into ``width``, the widest columns are cut. Places are not: they are what one looks for."""
-    cells = [COLUMNS, *rows]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(COLUMNS))]
+    cells = [columns, *rows]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     if width is not None:
-        left = width - len(GAP) * (len(COLUMNS) - 1) - widths[-1]
+        left = width - len(GAP) * (len(columns) - 1) - widths[-1]
         widths[:-1] = _fitted(widths[:-1], left)
     return [GAP.join(_cut(cell, size).ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in cells]
 
