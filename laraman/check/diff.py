@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from laraman.check.outline import value_text
+from laraman.check.process import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,6 +100,9 @@ def _differences(before: Snapshot, after: Snapshot) -> Iterator[Change]:
 
 def _compare(path: str, old: Node, new: Node) -> tuple[Change | None, bool]:
     """What is different here, and whether to look below it."""
+    if isinstance(old.token, Reading):
+        texts = old.token.texts(new.token) if old.token != new.token else ("", "")
+        return Change(path, "changed", *texts, rule=old.rule) if any(texts) else None, False
     if old.type != new.type or old.form != new.form or old.token != new.token:
         kind = "patched" if _is_code(old) and (old.rule == "patched" or "." in path) else "rebound"
         return _change(path, kind, old, new, rule="patched" if kind == "patched" else new.rule), False

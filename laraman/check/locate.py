@@ -6,7 +6,8 @@ import asyncio
 import re
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -33,7 +34,7 @@ async def locate(path: str, heap: Heap, play: Callable[[], Awaitable[None]], bas
     """Plays one request and returns "file:line in function" of the line that changed ``path``, or "" when no line of the application did.
 
     ``play`` comes as the user who was not there last: what has the same value before and after cannot be seen to change. What the process
-    has once for all (its directory, its locale) is first put back to what it was in ``base``.
+    has once for all (its directory, its locale) is put back to what it was in ``base``, before and after.
     """
     if base is not None:
         process.put_back(path, base.roots)
@@ -45,6 +46,10 @@ async def locate(path: str, heap: Heap, play: Callable[[], Awaitable[None]], bas
             await play()
     finally:
         await _in_threads(workers, executor, _stop)
+        if base is not None:
+            process.put_back(path, base.roots)
+    if base is not None:
+        process.put_back(path, base.roots)  # the text is relative to the directory, and what is played next finds the process as it was
     return _text(tracer.culprit())
 
 
@@ -52,12 +57,12 @@ class _Tracer:
     """Attributes each change of what ``path`` leads to, to the line of the application that ran last in the same thread."""
 
     def __init__(self, path: str, heap: Heap) -> None:
-        self._read = lambda: heap.fingerprint(path)
+        self._read: Callable[[], object] = partial(heap.fingerprint, path)
         self._counts = path.startswith(_COUNTS)
         self._own = heap.outlines.own
         self._last: dict[int, Place] = {}  # by thread
         self._lock = threading.Lock()
-        self._state = self._read()
+        self._state: object = None
         #: Every change, and what it led to.
         self._changes: list[tuple[Place | None, object]] = []
 
@@ -70,12 +75,13 @@ class _Tracer:
         before, before_threads = sys.gettrace(), threading.gettrace()
         threading.settrace(self._enter)
         sys.settrace(self._enter)
+        self._state = self._read()
         try:
             yield
         finally:
-            sys.settrace(before)
-            threading.settrace(before_threads)  # type: ignore[arg-type]
             self._look()
+            sys.settrace(before)
+            threading.settrace(before_threads)
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not self._own(frame.f_globals.get("__name__")):
@@ -159,8 +165,6 @@ async def _in_threads(workers: int, executor: int, function: Callable[[], None])
 
 def _together(barrier: threading.Barrier, function: Callable[[], None]) -> None:
     """No thread is done before all are there, so that none of them is asked twice."""
-    try:
+    with suppress(threading.BrokenBarrierError):
         barrier.wait(MEET_SECONDS)
-    except threading.BrokenBarrierError:
-        pass
     function()

@@ -21,7 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 #: How many elements of one container are looked at: the first and the last half of them.
 ELEMENTS = 1000
@@ -299,8 +299,9 @@ class Outlines:
             return self._named(node, attributes(obj))
         if level >= FOREIGN_DEPTH or not isinstance(module, str) or module.partition(".")[0] in CLOSED:
             return node, []
-        parts: list[Part] = []
-        for name, value in attributes(obj).items():
+        values = attributes(obj)
+        parts: list[Part] = [(label, gauge, level) for label, gauge in _gauges(node.type, values)]
+        for name, value in values.items():
             if container_of(type(value)) or (value_of(value, type(value)) is _NO_VALUE and not issubclass(type(value), (type, types.FunctionType))):
                 parts.append((f".{name}", value, level + 1))
         node.form = "pool"
@@ -372,6 +373,9 @@ class Outlines:
     def _proxy(self, obj: Any, level: int) -> tuple[Node, list[Part]]:
         return self.of(gc.get_referents(obj)[0], level)
 
+    def _gauge(self, obj: Gauge, level: int) -> tuple[Node, list[Part]]:
+        return Node("size", obj.what, size=obj.size, rule="open"), []
+
     def _buffer(self, obj: Any, level: int) -> tuple[Node, list[Part]]:
         if type(obj) is bytearray:
             return Node("value", "bytearray", hash(bytes(obj[:4096])), len(obj), where=id(obj)), []
@@ -380,6 +384,22 @@ class Outlines:
         except ValueError:  # closed
             content = ""
         return Node("value", type_name(type(obj)), hash(content), len(content), where=id(obj)), []
+
+
+class Gauge:
+    """A number of things that are open, for a time."""
+
+    def __init__(self, what: str, size: int) -> None:
+        self.what = what
+        self.size = size
+
+
+def _gauges(kind: str, values: dict[str, Any]) -> Iterator[tuple[str, Gauge]]:
+    """What an object of SQLAlchemy has open: connections that were not given back to their pool, a transaction that was begun."""
+    if kind == "sqlalchemy.engine.base.Engine" and hasattr(values.get("pool"), "checkedout"):
+        yield ".pool.checkedout()", Gauge("connections", values["pool"].checkedout())
+    if kind in ("sqlalchemy.orm.session.Session", "sqlalchemy.engine.base.Connection"):
+        yield ".in_transaction()", Gauge("transactions", int(values.get("_transaction") is not None))
 
 
 def _cell(cell: types.CellType) -> Any:
@@ -403,6 +423,7 @@ _SPECIAL: dict[type, Callable[[Outlines, Any, int], tuple[Node, list[Part]]]] = 
     property: Outlines._property,
     contextvars.Context: Outlines._context,
     contextvars.ContextVar: Outlines._context_variable,
+    Gauge: Outlines._gauge,
     bytearray: Outlines._buffer,
     io.BytesIO: Outlines._buffer,
     io.StringIO: Outlines._buffer,

@@ -1,6 +1,6 @@
 """What a process has besides the application's objects: descriptors, tasks, threads, living objects, and what there is once for all.
 
-Of what there is once for all (directory, locale, filters of warnings, ...) the guard knows how to read it; ``laraman.sandbox.guard.watches``.
+What there is once for all (directory, locale, filters of warnings, ...) is what the guard watches, under ``process.`` and its word for it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import re
 import sys
 import threading
 from collections import Counter
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from laraman.check.outline import Node, module_of, type_name
+from laraman.sandbox.guard.watches import WATCHES
 from laraman.sandbox.operation import CURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from laraman.check.outline import Outlines
+    from laraman.sandbox.guard import Watch
 
 #: Threads that pools start when there is much to do and keep for later.
 _POOLS = re.compile(r"AnyIO worker thread|asyncio_\d+")
@@ -118,6 +122,24 @@ def _random(outlines: Outlines) -> Node:
     return Node("value", "random state", hash(random.getstate()), rule="seeded", text="a state")
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a watch has read."""
+
+    value: Any
+    watch: Watch
+
+    def texts(self, after: Reading) -> tuple[str, str]:
+        """What was and what is; of several differences all are in the second. Both are empty for what another watch says."""
+        text = self.watch.describe(self.value, after.value)
+        before, arrow, now = text.partition(" -> ")
+        return (before, now) if arrow and " -> " not in now else ("", text)
+
+
+def _once_for_all(watch: Watch, outlines: Outlines) -> Node:
+    return Node("value", "process", Reading(watch.read(), watch), rule="lasting")
+
+
 #: What is read for a snapshot, by path.
 READERS: dict[str, Callable[[Outlines], Node]] = {
     "descriptors": _descriptors,
@@ -126,8 +148,13 @@ READERS: dict[str, Callable[[Outlines], Node]] = {
     "objects": _objects,
     "sys.modules": _modules,
     "random.getstate()": _random,
+    **{f"process.{watch.name}": partial(_once_for_all, watch) for watch in WATCHES},
 }
 
 
 def put_back(path: str, before: Mapping[str, Node]) -> None:
     """Put what the process has once for all back to what it was, so that the change can be seen to happen again."""
+    if path.startswith("process.") and path in before:
+        reading: Reading = before[path].token
+        if reading.watch.read() != reading.value:
+            reading.watch.restore(reading.value)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from laraman.check.diff import Finding, Series
-from laraman.check.heap import Heap
+
+if TYPE_CHECKING:
+    from laraman.check.heap import Heap
 
 
 async def get(app: Any, path: str, user: str = "alice") -> int:

@@ -20,10 +20,15 @@ class Leak:
     path: str
     kind: str
     prevented: str = ""
+    #: What changes with it.
+    also: str = ""
 
     @property
     def route(self) -> str:
         return f"/leaks/{self.row}"
+
+    def is_at(self, path: str) -> bool:
+        return re.fullmatch(re.escape(self.path).replace(r"\*", r"\d+"), path) is not None
 
     @property
     def place(self) -> str:
@@ -55,7 +60,7 @@ LEAKS = {
         Leak(15, "process.cwd", "changed"),
         Leak(16, "process.umask", "changed"),
         Leak(17, "process.locale", "changed"),
-        Leak(18, "process.timezone", "changed"),
+        Leak(18, "process.timezone", "changed", also="process.environment"),
         Leak(19, "process.warnings", "changed"),
         Leak(20, "process.logging", "changed"),
         Leak(21, "random.getstate()", "changed"),

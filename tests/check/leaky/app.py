@@ -13,7 +13,6 @@ import random
 import signal
 import sys
 import textwrap
-import threading
 import time
 import warnings
 from contextlib import asynccontextmanager
@@ -49,7 +48,11 @@ class Row:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     services.settings.set({"owner": "nobody"})
+    services.ending = asyncio.get_running_loop().create_future()
     yield
+    services.ending.set_result(None)
+    await asyncio.sleep(0)
+    services.engine.dispose()
 
 
 app = FastAPI(lifespan=lifespan)
@@ -145,7 +148,7 @@ def framework_language(request: Request) -> None:
 
 @app.get("/leaks/13")
 async def connection_never_returned(request: Request) -> None:
-    asyncio.get_running_loop().call_later(HOUR, services.engine.connect().close)  # leak 13
+    services.at_the_end(services.engine.connect().close)  # leak 13
 
 
 @app.get("/leaks/14")
@@ -206,7 +209,7 @@ async def module_path(request: Request) -> None:
 
 @app.get("/leaks/25")
 async def profiling(request: Request) -> None:
-    threading.setprofile(lambda *_: None)  # leak 25
+    sys.setprofile(lambda *_: None)  # leak 25
 
 
 async def poll() -> None:
@@ -220,7 +223,7 @@ async def task_that_stays(request: Request) -> None:
 
 @app.get("/leaks/27")
 async def file_left_open(request: Request) -> None:
-    asyncio.get_running_loop().call_later(HOUR, open("/dev/null").close)  # leak 27  # noqa: ASYNC230, SIM115
+    services.at_the_end(open("/dev/null").close)  # leak 27  # noqa: ASYNC230, SIM115
 
 
 @app.get("/leaks/28")
@@ -230,7 +233,7 @@ async def decimal_default(request: Request) -> None:
 
 @app.get("/leaks/29")
 async def memory(request: Request) -> None:
-    asyncio.get_running_loop().call_later(HOUR, Row(user_of(request)).expire)  # leak 29
+    services.at_the_end(Row(user_of(request)).expire)  # leak 29
 
 
 @app.get("/leaks/30")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from sqlalchemy import create_engine
 from sqlalchemy.pool import QueuePool
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
 
 
 class Basket:
@@ -23,3 +28,10 @@ per_thread = threading.local()
 tenant: ContextVar[str] = ContextVar("tenant")
 settings: ContextVar[dict[str, str]] = ContextVar("settings")
 engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=0)
+#: Done when the application ends. What is to happen then is kept where no name leads to.
+ending: asyncio.Future[None] | None = None
+
+
+def at_the_end(call: Callable[[], object]) -> None:
+    assert ending is not None
+    ending.add_done_callback(lambda _: call())
