@@ -3,7 +3,7 @@
 The events of one uniqId are a lane: one of them is handled at a time, in the order they came. Lanes run side by side, up to ``concurrency``;
 what comes beyond that waits, and while too much waits ``put`` returns something to be awaited, so that a link stops reading.
 
-Each event is handled in a task and a context of its own, like a request. A handler that raises or takes too long is logged and has no
+Each event is an operation, with a task and a context of its own, like a request. A handler that raises or takes too long is logged and has no
 effect on anything else.
 """
 
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from laraman import events
-from laraman.events import MessageReceived, MessageTerminated, WorkerError, aemit
+from laraman.events import WorkerError, aemit
 from laraman.sandbox.operation import MESSAGE, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -33,6 +33,10 @@ CANCEL_SECONDS = 1.0
 
 #: What is in ``_lanes`` for a lane in which nothing waits behind the one that is handled.
 _NOTHING_WAITS: deque[Any] = deque(maxlen=0)
+
+
+class _Failed(Exception):
+    """A handler raised or took too long, which has been reported: the operation's outcome is "error"."""
 
 
 class Lanes:
@@ -54,6 +58,8 @@ class Lanes:
         self._late: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._room: asyncio.Event | None = None
+        self._wrapper: Callable[..., Coroutine[Any, Any, Any]] | None = None  # the sandbox's
+        self._wrapper_version = -1
 
     def put(self, event: Any) -> Awaitable[None] | None:
         """Handle ``event`` when it is its turn. Returns an awaitable when nothing more should come before that is done."""
@@ -86,21 +92,40 @@ class Lanes:
 
     def _begin(self, event: Any) -> None:
         loop = self._loop
-        context = self._worker.sandbox.context(Operation(MESSAGE, event))
+        sandbox = self._worker.sandbox
+        if self._wrapper_version != events.version:
+            self._wrapper_version = events.version
+            self._wrapper = sandbox.wrapper(MESSAGE)
+        operation = Operation(MESSAGE, event)
+        context = sandbox.context(operation)
         if loop.get_task_factory() is None:
-            task = asyncio.Task(self._handle(event), loop=loop, name="message", context=context)
+            task = asyncio.Task(self._handle(operation), loop=loop, name="message", context=context)
         else:
-            task = loop.create_task(self._handle(event), name="message", context=context)
+            task = loop.create_task(self._handle(operation), name="message", context=context)
         timeout = self._timeout
         self._running[task] = due = loop.time() + timeout
         if timeout and self._timer is None:
             self._timer = loop.call_at(due, self._look_at_the_clock)
 
-    async def _handle(self, event: Any) -> None:
-        outcome = "ok"
+    async def _handle(self, operation: Operation) -> None:
+        event = operation.subject
+        wrapper = self._wrapper
         try:
-            if events.listeners(MessageReceived):
-                await aemit(MessageReceived(worker=self._worker, message=event))
+            await (self._call(event) if wrapper is None else wrapper(operation, self._call, event))
+        except _Failed:
+            pass
+        except asyncio.CancelledError:
+            if not self._is_late():
+                raise
+            self._report_late(event)
+        finally:
+            self._worker.sandbox.ended(operation)
+            self._end(event.uniq_id)
+
+    async def _call(self, event: Any) -> None:
+        """Call the handlers, one after another. Raises _Failed when one of them did."""
+        failed = False
+        try:
             for listener in events.listeners(type(event)):
                 try:
                     result = listener(event)
@@ -112,19 +137,21 @@ class Lanes:
                     # SystemExit and KeyboardInterrupt too: one message does not end the worker that serves others.
                     if isinstance(exc, asyncio.CancelledError) and self._is_cancelled():
                         raise
-                    outcome = "error"
+                    failed = True
                     await self._report(event, listener, exc)
         except asyncio.CancelledError:
-            outcome = "error" if asyncio.current_task() in self._late else "cancelled"
-            if outcome == "cancelled":
+            if not self._is_late():
                 raise
-            logger.error("The handlers of a %s of %s took longer than %g s and were cancelled", type(event).__name__, event.uniq_id, self._timeout)
-        finally:
-            try:
-                if events.listeners(MessageTerminated):
-                    await aemit(MessageTerminated(worker=self._worker, outcome=outcome, message=event))
-            finally:
-                self._end(event.uniq_id)
+            self._report_late(event)
+            failed = True
+        if failed:
+            raise _Failed
+
+    def _is_late(self) -> bool:
+        return asyncio.current_task() in self._late
+
+    def _report_late(self, event: Any) -> None:
+        logger.error("The handlers of a %s of %s took longer than %g s and were cancelled", type(event).__name__, event.uniq_id, self._timeout)
 
     def _is_cancelled(self) -> bool:
         task = asyncio.current_task()

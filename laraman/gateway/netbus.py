@@ -110,7 +110,8 @@ class NetBus(Fanout):
         chosen = [gateway for gateway in self._gateways if worker.name in gateway.peer.config.workers]
         if not chosen or self.config is None:
             return
-        lanes = Lanes(worker, self.config.concurrency, self.config.message_timeout)
+        # Under serial isolation the others would only wait for their turn, and the time that they may take would run.
+        lanes = Lanes(worker, 1 if worker.sandbox.serial else self.config.concurrency, self.config.message_timeout)
         worker.tasks.start_soon(lanes.run)
         self.mains = [MainSocket(gateway.peer, lanes.put, self) for gateway in chosen if gateway.peer.worker_addr]
         for main in self.mains:

@@ -374,9 +374,17 @@ class Connection(asyncio.Protocol):
             if worker is None:
                 result = function(self, *arguments)
             else:
-                operation = Operation(self.message_kind, arguments[0]) if arguments else Operation(CONNECTION, hook)
-                context = worker.sandbox.context(operation)
-                wrapper = self._message_wrapper() if arguments else worker.sandbox.wrapper(CONNECTION)
+                sandbox = worker.sandbox
+                if not arguments:
+                    operation = Operation(CONNECTION, hook)
+                    wrapper = sandbox.wrapper(CONNECTION)
+                else:
+                    operation = Operation(self.message_kind, arguments[0])
+                    if self._wrapper_version != events.version:
+                        self._wrapper_version = events.version
+                        self._wrapper = sandbox.wrapper(self.message_kind)
+                    wrapper = self._wrapper
+                context = sandbox.context(operation)
                 if wrapper is None:
                     result = context.run(function, self, *arguments)
                 else:
@@ -390,12 +398,6 @@ class Connection(asyncio.Protocol):
             self.running = asyncio.get_running_loop().create_task(self._run(hook, operation, result), context=context)
         elif operation is not None:
             worker.sandbox.ended(operation)
-
-    def _message_wrapper(self) -> Callable[..., Coroutine[Any, Any, Any]] | None:
-        if self._wrapper_version != events.version:
-            self._wrapper_version = events.version
-            self._wrapper = self.operates_for.sandbox.wrapper(self.message_kind)
-        return self._wrapper
 
     def _handle_pending(self) -> None:
         """Handle what has waited; to its end when there will be no more."""

@@ -40,7 +40,8 @@ def _forget() -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def lanes(concurrency: int = 256, timeout: float = 60.0, backlog: int = 1024) -> AsyncIterator[tuple[Lanes, Any]]:
     """As in a worker; at the end nothing is being handled."""
-    worker = SimpleNamespace(name="http", in_flight=0, sandbox=Sandbox())
+    worker = SimpleNamespace(name="http", in_flight=0)
+    worker.sandbox = Sandbox(worker)
     made = Lanes(worker, concurrency, timeout, backlog)
     async with anyio.create_task_group() as group:
         group.start_soon(made.run)
