@@ -224,7 +224,7 @@ class Http:
             operation = current()
             if message["type"] == "http.response.body" and not message.get("more_body", False) and operation is not None:
                 assert self.sandbox.guard is not None
-                self.sandbox.guard.look(operation)
+                self.sandbox.guard.check(operation)
             await send(message)
 
         return await cast("Any", self.app)(scope, receive, checked)

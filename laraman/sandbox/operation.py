@@ -109,7 +109,10 @@ def place_of(trace: Trace) -> str:
 
 def relative(path: str) -> str:
     """A path as it is easiest to read: below the working directory without that."""
-    below = os.path.relpath(path) if os.path.isabs(path) else path
+    try:
+        below = os.path.relpath(path) if os.path.isabs(path) else path
+    except OSError:  # there is no working directory any more
+        return path
     return path if below.startswith("..") else below
 
 

@@ -35,8 +35,6 @@ logger = logging.getLogger("uvicorn.error")
 
 #: Seconds in which the instances of an operation have to be closed.
 CLOSE_SECONDS = 5.0
-#: How many operations may end before the guard looks at the process.
-LOOK_EVERY = 64
 
 _set_current = CURRENT.set
 
@@ -52,8 +50,6 @@ class Sandbox:
         self.active = 0
         self.resets: Resets | None = None
         self.guard: Guard | None = None
-        #: What the guard may have to name, of operations that have ended since it last looked; None where there is no guard.
-        self.since: list[Any] | None = None
         self._base = copy_context() if base is None else base.copy()
         self._decimal = self._warm_decimal()
         config = getattr(worker, "config", None)
@@ -67,20 +63,21 @@ class Sandbox:
         Raises ConfigError and BootError.
         """
         config = self.worker.config
+        guard: Guard | None = None
         if config.guard != "off":
             from laraman.sandbox.guard import Guard
 
-            self.guard = Guard(config.guard)
+            guard = Guard(config.guard)
         wanted = config.sandbox
         if self.worker.name != "http":  # not the application: it resets what it has imported anyway
             flush, restore = (tuple(name for name in names if _is_imported(name)) for names in (wanted.flush, wanted.restore))
             wanted = replace(wanted, warm=(), flush=flush, restore=restore)
         from laraman.sandbox.reset import Resets
 
-        self.resets = await Resets.prepare(wanted, {} if self.guard is None else self.guard.watches)
-        if self.guard is not None:
-            self.guard.start()
-            self.since = self.guard.since
+        self.resets = await Resets.prepare(wanted, {} if guard is None else guard.watches)
+        if guard is not None:
+            guard.start(asyncio.get_running_loop(), self._in_flight)
+            self.guard = guard
         events.changed()  # connections and links may have asked for their wrapper before
 
     # Contexts --------------------------------------------------------------------------------------------------------------------
@@ -147,16 +144,17 @@ class Sandbox:
     def ended(self, operation: Operation) -> None:
         """Nothing of the operation runs any more but what it has started and left behind."""
         operation.ended = True
-        since = self.since
-        if since is not None:
+        guard = self.guard
+        if guard is not None:
+            since = guard.since
             since.append(operation.trace)
-            if len(since) >= LOOK_EVERY:
-                self.look_back()
+            if len(since) >= guard.due:
+                guard.reached()
 
-    def look_back(self) -> None:
-        """Let the guard compare the process with what it was."""
-        assert self.guard is not None
-        self.guard.look_back()
+    def _in_flight(self) -> int:
+        """Operations that are running. ``active`` has them all where every one of them is entered."""
+        in_flight: int = self.worker.in_flight
+        return self.active if self.guard is not None and self.guard.every else in_flight
 
     async def _operate_in_turn(self, operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
         assert self._turn is not None

@@ -1,0 +1,259 @@
+"""The Guard: what an operation changed for all others, from what to what, and where.
+
+    warn      one log line for each place; the new state is what the next ones are compared with
+    restore   it is put back too: as soon as no other operation is in flight, which may be in the middle of changing it for a moment, at the
+              latest at the 64th look
+    strict    it is put back at once, and whoever asks with ``check`` gets an exception; changes that are announced do not even happen
+
+Exact is what audit events announce. What is found by comparing happened since the last look, so all operations that ran since are in question;
+after such a find every operation is looked at for a while, and the next one is found with its name. A change while there was no operation is
+the application's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, Literal
+
+from laraman.errors import Pollution
+from laraman.sandbox.guard import audit
+from laraman.sandbox.guard.leftovers import Leftovers
+from laraman.sandbox.guard.places import offender
+from laraman.sandbox.guard.watches import WATCHES
+from laraman.sandbox.operation import CURRENT, name_of, place_of
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import FrameType
+
+    from laraman.sandbox.guard.watches import Watch
+    from laraman.sandbox.operation import Operation, Trace
+
+logger = logging.getLogger("uvicorn.error")
+
+#: Operations between two looks at what is cheap to compare, and at everything. How long there is a look after each one when something was found.
+LOOK_EVERY, LOOK_AT_ALL_EVERY, CLOSELY = 64, 4096, 64
+#: Seconds from the end of an operation to the look at an idle worker, and how many times as long a worker that is not idle is waited for.
+IDLE, PATIENCE = 1.0, 5
+#: Looks after which a change is put back although other operations are in flight.
+DEFERRED = 64
+#: Places that are remembered, because each is reported once.
+MAX_PLACES = 256
+#: Operations that are named when it may have been any of them.
+NAMED = 5
+
+_FAST = tuple(watch for watch in WATCHES if watch.fast)
+_READS = tuple(watch.read for watch in _FAST)
+
+# Who is known to have made a change: an operation, which was reported; not an operation; anybody.
+_TOLD, _OWN, _ANYBODY = "told", "own", "anybody"
+
+
+class Guard:
+    """Watches one worker process. ``since`` is filled by the Sandbox with what has ended; at ``due`` entries it calls ``reached``."""
+
+    def __init__(self, mode: Literal["warn", "restore", "strict"]) -> None:
+        self.mode = mode
+        #: Whether ``look`` is to be called at the end of every operation.
+        self.every = mode != "warn"
+        self.watches: Mapping[str, Watch] = {watch.name: watch for watch in WATCHES}
+        self.since: list[Trace] = []
+        self.due = LOOK_EVERY
+        self._in_flight: Callable[[], int] = int
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._waited = 0
+        self._closely = 0
+        self._since_all = 0  # operations, since everything was looked at
+        self._known: dict[str, Any] = {}
+        self._fast: list[Any] = []  # the part of it that is fast
+        self._touched: dict[str, str] = {}  # what was announced, and who it was
+        self._deferred: dict[str, int] = {}
+        self._places: set[Any] = set()
+        self._leftovers = Leftovers()
+        self._thread = 0
+
+    def start(self, loop: asyncio.AbstractEventLoop | None = None, in_flight: Callable[[], int] = int) -> None:
+        """What is now is what everything is compared with. ``in_flight()`` says how many operations are running; without a loop there is no timer."""
+        self._loop = loop
+        self._in_flight = in_flight
+        self._thread = threading.get_ident()
+        for watch in WATCHES:
+            self._adopt(watch, watch.read())
+        self._remember()
+        audit.listen(self)
+        if loop is not None:
+            self._arm()  # once, for what the application does when it has just started
+
+    # When to look ----------------------------------------------------------------------------------------------------------------
+
+    def reached(self) -> None:
+        """``since`` has ``due`` entries: one, when there is no timer yet or the guard looks closely."""
+        if self._timer is None and self._loop is not None:
+            self._arm()
+        self.due = LOOK_EVERY
+        if self._closely or len(self.since) >= LOOK_EVERY:
+            self._since_all += len(self.since)
+            self._look(everything=self._since_all >= LOOK_AT_ALL_EVERY)
+
+    def look_back(self) -> None:
+        """Compare everything with what it was at the last look."""
+        self._look(everything=True)
+
+    def look(self, operation: Operation) -> None:
+        """The operation is over, and not counted any more: compare what is fast, and what was announced."""
+        if self._touched or [read() for read in _READS] != self._fast:
+            self._find(self._in_question(), (operation.trace,), self._in_flight())
+
+    def check(self, operation: Operation) -> None:
+        """The same before its end, while it is counted. Raises Pollution under strict."""
+        if self._touched or [read() for read in _READS] != self._fast:
+            texts = self._find(self._in_question(), (operation.trace,), self._in_flight() - 1, asked=True)
+            if texts:
+                raise Pollution("; ".join(texts))
+
+    def _look(self, *, everything: bool) -> None:
+        traces = self.since[:]
+        self.since.clear()
+        self._closely = max(0, self._closely - len(traces))
+        if everything:
+            self._since_all = 0
+            self._find(WATCHES, traces, self._in_flight())
+            self._find_leftovers()
+        elif self._touched or [read() for read in _READS] != self._fast:
+            self._find(self._in_question(), traces, self._in_flight())
+        if self._closely:
+            self.due = 1
+
+    def _in_question(self) -> list[Watch]:
+        return [watch for watch in WATCHES if watch.fast or watch.name in self._touched]
+
+    def _arm(self) -> None:
+        assert self._loop is not None
+        self._timer = self._loop.call_later(IDLE, self._tick)
+
+    def _tick(self) -> None:
+        """Look, if there is a reason to. There is no timer while nothing ends, so a worker at rest is not woken."""
+        if self.since and self._in_flight() and self._waited < PATIENCE:
+            self._waited += 1
+            self._arm()
+            return
+        self._waited = 0
+        self._timer = None
+        self.look_back()
+        if self._leftovers.pending:
+            self._arm()
+        else:
+            self.due = 1
+
+    # What is announced -----------------------------------------------------------------------------------------------------------
+
+    def changing(self, name: str, title: str, detail: str, frame: FrameType | None) -> None:
+        """Somebody is about to change something, in this thread. Raises Pollution under strict, if it is an operation."""
+        operation = CURRENT.get(None)
+        if operation is None or operation.ended:
+            # In another thread it may be an operation's work all the same: executors do not always hand the context on.
+            self._touched[name] = _OWN if threading.get_ident() == self._thread else self._touched.get(name, _ANYBODY)
+            return
+        place = offender(frame)
+        if place is None:  # the sandbox puts something back
+            self._touched.setdefault(name, _ANYBODY)
+            return
+        text = f"{operation.name} changed {title}, {detail}, at {place}"
+        if self.mode == "strict":
+            raise Pollution(_one_line(text))
+        if self._touched.get(name) != _OWN:
+            self._touched[name] = _TOLD
+        self._say((name, place.file, place.line), f"{text}{'; it is put back' if self.mode == 'restore' and name in self.watches else ''}")
+
+    def starting(self, thread: threading.Thread, frame: FrameType | None) -> None:
+        """A thread is about to start."""
+        operation = CURRENT.get(None)
+        if operation is not None and not operation.ended and (place := offender(frame)) is not None:
+            self._leftovers.started(thread, operation, place)
+
+    # What is found ---------------------------------------------------------------------------------------------------------------
+
+    def _find(self, watches: Iterable[Watch], traces: Sequence[Trace], others: int, *, asked: bool = False) -> list[str]:
+        """Compare, put back or adopt, report. Returns what was found under strict for whoever has ``asked``, and does not log that."""
+        touched, self._touched = self._touched, {}
+        texts = []
+        for watch in watches:
+            before, after = self._known[watch.name], watch.read()
+            if before == after:
+                self._deferred.pop(watch.name, None)
+                continue
+            who = touched.get(watch.name, "")
+            detail = watch.describe(before, after) if who != _TOLD else ""
+            if who == _OWN or not traces:
+                logger.debug("Guard: the application changed %s, %s", watch.title, detail)
+                self._adopt(watch, after)
+                continue
+            consequence = self._settle(watch, before, after, others)
+            if detail:
+                key, text = _found(watch, detail, traces, others, consequence)
+                if asked and self.mode == "strict":
+                    texts.append(text)
+                else:
+                    self._closely = self._closely or (CLOSELY if self._say(key, text) and self.mode == "warn" else 0)
+        self._remember()
+        return texts
+
+    def _settle(self, watch: Watch, before: Any, after: Any, others: int) -> str:
+        """Adopt the change, put it back or leave that for later; return what to say about it."""
+        if self.mode == "warn":
+            self._adopt(watch, after)
+            return ""
+        if self.mode == "restore" and others > 0 and self._deferred.get(watch.name, 0) < DEFERRED:
+            self._deferred[watch.name] = self._deferred.get(watch.name, 0) + 1
+            self._touched[watch.name] = _TOLD
+            return "; it will be put back"
+        self._deferred.pop(watch.name, None)
+        try:
+            watch.restore(before)
+        except Exception as exc:
+            self._adopt(watch, after)
+            return f"; it cannot be put back: {exc}"
+        self._touched.pop(watch.name, None)  # that was this
+        return "; it was put back"
+
+    def _find_leftovers(self) -> None:
+        for left in self._leftovers.find(self._loop):
+            self._say(("left", left.place), f"{name_of(left.trace)} is over and has left behind {left.what} at {left.place}")
+
+    def _adopt(self, watch: Watch, value: Any) -> None:
+        self._known[watch.name] = value
+
+    def _remember(self) -> None:
+        self._fast = [self._known[watch.name] for watch in _FAST]
+
+    def _say(self, key: Any, text: str) -> bool:
+        """Log it, if it is the first of this place, and say whether it was."""
+        if key in self._places or len(self._places) >= MAX_PLACES:
+            return False
+        self._places.add(key)
+        logger.log(logging.ERROR if self.mode == "strict" else logging.WARNING, "Guard: %s", _one_line(text))
+        if len(self._places) == MAX_PLACES:
+            logger.warning("Guard: that was the %dth place; no more are reported", MAX_PLACES)
+        return True
+
+
+def _found(watch: Watch, detail: str, traces: Sequence[Trace], others: int, consequence: str) -> tuple[Any, str]:
+    """The place of a change that comparing has found, as far as it is known, and the message."""
+    names = dict.fromkeys(name_of(trace) for trace in traces)
+    who = ", ".join(list(names)[:NAMED])
+    if len(names) > NAMED:
+        who += f" and {len(names) - NAMED} more"
+    if others > 0:
+        who += f" or one of {others} in flight"
+    exact = len(names) == 1 and others <= 0
+    place = place_of(traces[-1]) if exact else ""
+    text = f"{'' if exact else 'one of '}{who} changed {watch.title}, {detail}{f' (endpoint {place})' if place else ''}{consequence}"
+    return (watch.name, place or who), _one_line(text)
+
+
+def _one_line(text: str) -> str:
+    """Paths come from whoever sends requests."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
