@@ -51,8 +51,8 @@ class Course:
         self._given = given
         self._rounds = rounds
         self._guest, self._alice, self._bob = users()
-        self._found: dict[tuple[str, str], Finding] = {}
-        self._others: dict[tuple[str, str], list[str]] = {}  # further requests that cause it
+        self._found: dict[str, Finding] = {}  # by path
+        self._others: dict[str, list[str]] = {}  # further requests that cause it
         self._played: list[Played] = []
         self._noise: set[str] = set()
         self._impatient: set[Request] = set()
@@ -69,7 +69,7 @@ class Course:
         finally:
             await stage.end()
             gc.unfreeze()
-        findings = tuple((finding, tuple(self._others.get(key, ()))) for key, finding in self._found.items())
+        findings = tuple((finding, tuple(self._others.get(path, ()))) for path, finding in self._found.items())
         return Report(findings, tuple(self._played), self._rounds, tuple(stage.notes), time.monotonic() - began)
 
     async def _play(self, requests: list[Request]) -> None:
@@ -150,14 +150,13 @@ class Course:
     async def _interleaved(self, requests: list[Request]) -> None:
         """Play all of them as two users at the same time, and as somebody unknown who comes after them; each round in another constellation."""
         series = Series(self._heap.snapshot())
-        before = self._heap.snapshot()
-        for turn in range(self._rounds + 1 if requests else 0):
+        for turn in range(self._rounds + 1):
             for request, other in _pairs(requests, turn):
                 await self._pair(request, other)
             series.add(await self._snapshot(None))
         for finding in series.findings():
-            if (finding.path, finding.kind) not in self._found:
-                await self._add(finding, await self._culprit(finding, requests, before), None)
+            if finding.path not in self._found:
+                await self._add(finding, await self._culprit(finding, requests), None)
 
     async def _pair(self, request: Request, other: Request) -> None:
         parts = [(request, self._alice), (other, self._bob)]
@@ -165,7 +164,7 @@ class Course:
             self._look_for_strangers(played, user, answer)
         self._look_for_strangers(request, self._guest, await self._stage.play(request, self._guest))
 
-    async def _culprit(self, finding: Finding, requests: list[Request], before: Snapshot) -> Request | None:
+    async def _culprit(self, finding: Finding, requests: list[Request]) -> Request | None:
         """The request that changes it when two users play it at the same time."""
         before = await self._snapshot(None)
         for request in requests:
@@ -179,12 +178,12 @@ class Course:
     # Findings --------------------------------------------------------------------------------------------------------------------
 
     async def _add(self, finding: Finding, request: Request | None, turns: Any) -> None:
-        key = (finding.path, finding.kind)
-        if finding.path in self._noise:
+        path = finding.path
+        if path in self._noise:
             return
-        if key in self._found:
-            if request is not None and request.name not in (known := self._others.setdefault(key, [])):
-                known.append(request.name)
+        if path in self._found:
+            if request is not None:
+                self._others.setdefault(path, []).append(request.name)
             return
         place = finding.place
         if request is not None and not place:
@@ -193,15 +192,15 @@ class Course:
             async def again() -> None:
                 await self._stage.play(request, next(users))
 
-            place = await locate(finding.path, self._heap, again, self._base)
-        self._found[key] = replace(finding, request="" if request is None else request.name, place=place)
+            place = await locate(path, self._heap, again, self._base)
+        self._found[path] = replace(finding, request="" if request is None else request.name, place=place)
 
     def _look_for_strangers(self, request: Request, user: User, answer: Answer) -> None:
         """Whether somebody else's word is in the answer."""
         for other in (self._alice, self._bob):
-            key = (f"response of {request.name}", "crossed")
-            if other is not user and key not in self._found and answer.shows(other.sign):
-                self._found[key] = Finding(*key, f"{user.name}'s", f"has {other.name}'s {other.sign}", request.name, answer.where)
+            path = f"response of {request.name}"
+            if other is not user and path not in self._found and answer.shows(other.sign):
+                self._found[path] = Finding(path, "crossed", f"{user.name}'s", f"has {other.name}'s {other.sign}", request.name, answer.where)
 
 
 def _pairs(requests: list[Request], turn: int) -> list[tuple[Request, Request]]:
