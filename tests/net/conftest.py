@@ -1,11 +1,45 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from laraman import events
+from laraman.events import MessageReceived, MessageTerminated
+from laraman.sandbox.locals import Local
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(params=[("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Every test of this directory that awaits runs on both loops."""
     return request.param
+
+
+class Around:
+    """What is told around messages, from ``listen`` on."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.events: list[Any] = []
+
+    def listen(self) -> None:
+        events.on(MessageReceived, self._hear)
+        events.on(MessageTerminated, self._hear)
+
+    def _hear(self, event: Any) -> None:
+        self.events.append(event)
+        self.told.append(f"{getattr(event, 'outcome', 'received')} {event.message}")
+
+
+@pytest.fixture
+def around(monkeypatch: pytest.MonkeyPatch) -> Iterator[Around]:
+    """No listeners and locals but those of this test."""
+    monkeypatch.setattr(events, "_registered", [])
+    monkeypatch.setattr(Local, "count", 0)
+    events.changed()
+    yield Around()
+    monkeypatch.undo()
+    events.changed()

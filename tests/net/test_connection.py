@@ -6,19 +6,30 @@ import logging
 import socket
 import struct
 import tracemalloc
+import types
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from laraman import events
 from laraman.errors import Busy, ConnectionClosed, ConnectionLost, LocalProtocolError, RemoteProtocolError
+from laraman.events import MessageReceived
 from laraman.net.connection import CLOSED, MAX_PENDING, OPEN, Connection, keep_alive, name_text
 from laraman.protocols.framing import Frame, Raw, Text
+from laraman.sandbox.locals import local
+from laraman.sandbox.operation import current
+from laraman.sandbox.surroundings import Sandbox
 from tests.net.serving import DEADLINE, a_worker, serving, until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from tests.net.conftest import Around
 
 pytestmark = pytest.mark.anyio
+
+marked: ContextVar[str] = ContextVar("marked", default="")
 
 
 class Recorder:
@@ -620,6 +631,252 @@ async def test_cancel_ends_a_handler() -> None:
         assert cancelled.is_set()
         assert served.handler.seen == ["connect", "a", "close"]
         assert served.worker.in_flight == 0
+
+
+# Operations -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("heard", [False, True])
+async def test_nothing_crosses_from_one_message_to_another(is_async: bool, heard: bool, around: Around) -> None:
+    """What startup has set is there; what a handler sets is not there for the next message, nor for other connections, nor for the end."""
+    seen: list[Any] = []
+    if heard:
+        around.listen()
+
+    def note(what: Any) -> None:
+        seen.append((what, marked.get(), current().name))  # type: ignore[union-attr]
+        marked.set(what)
+
+    class Marking(Recorder):
+        def on_connect(self, connection: Connection) -> None:
+            note("connect")
+
+        def on_message(self, connection: Connection, message: str) -> Any:
+            return self.later(message) if is_async else note(message)
+
+        async def later(self, message: str) -> None:
+            note(message)
+            await asyncio.sleep(0)
+            assert marked.get() == message
+
+        def on_close(self, connection: Connection) -> None:
+            note("close")
+            super().on_close(connection)
+
+    token = marked.set("startup")
+    try:
+        async with serving(Marking()) as served:
+            marked.set("of the connection")
+            _, first = await served.connect()
+            first.write(b"a\nb\n")
+            await until(lambda: len(seen) == 3)
+            _, second = await served.connect()
+            second.write(b"c\n")
+            await until(lambda: len(seen) == 5)
+            first.close()
+            await until(lambda: served.handler.ended)
+            told = seen.copy()  # before the others are closed
+    finally:
+        marked.reset(token)
+    messages = [(text, "startup", "message str") for text in ("a", "b", "c")]
+    assert told == [
+        ("connect", "startup", "connection on_connect"),
+        *messages[:2],
+        ("connect", "startup", "connection on_connect"),
+        messages[2],
+        ("close", "startup", "connection on_close"),
+    ]
+
+
+async def test_the_events_around_messages_and_their_outcome(around: Around) -> None:
+    around.listen()
+
+    async def answer(connection: Connection, message: str) -> None:
+        assert connection.worker.in_flight == 1
+        around.told.append(message)
+        if message == "bad":
+            raise ValueError(message)
+        await asyncio.sleep(0)
+        around.told.append(message)
+
+    async with serving(Recorder(answer)) as served:
+        reader, writer = await served.connect()
+        writer.write(b"a\nb\nbad\nc\n")
+        assert await reader.read() == b""
+        await until(lambda: served.handler.ended)
+        assert around.told == ["received a", "a", "a", "ok a", "received b", "b", "b", "ok b", "received bad", "bad", "error bad"]
+        assert all(event.worker is served.worker for event in around.events)
+        assert (served.worker.in_flight, served.worker.sandbox.active) == (0, 0)
+
+
+async def test_a_plain_handler_waits_for_what_is_done_around_it(around: Around) -> None:
+    """Its message runs in a task then, and the next one waits."""
+    gate = asyncio.Event()
+
+    async def slowly(event: MessageReceived) -> None:
+        await gate.wait()
+
+    def answer(connection: Connection, message: str) -> None:
+        around.told.append(f"{message} {connection.running is not None} {connection.worker.in_flight}")
+        if message == "bad":
+            raise ValueError(message)
+
+    events.on(MessageReceived, slowly)
+    around.listen()
+    async with serving(Recorder(answer)) as served:
+        reader, writer = await served.connect()
+        writer.write(b"a\nb\nbad\n")
+        connection = await served.accepted()
+        await until(lambda: connection.messages_in == 3)
+        assert (served.handler.seen, served.worker.in_flight) == (["connect"], 1)
+        gate.set()
+        assert await reader.read() == b""
+        expected = ["received a", "a True 1", "ok a", "received b", "b True 1", "ok b", "received bad", "bad True 1", "error bad"]
+        await until(lambda: served.handler.ended)
+        assert around.told == expected
+        assert served.worker.in_flight == 0
+
+
+async def test_who_begins_to_listen_hears_the_next_message(around: Around) -> None:
+    async with serving(Recorder(shout)) as served:
+        reader, writer = await served.connect()
+        for line in (b"a\n", b"b\n"):
+            writer.write(line)
+            assert await reader.readline() == line.upper()
+            around.listen()
+        await until(lambda: around.told == ["received b", "ok b"])
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_message_that_is_cancelled_is_told_to_be_over(lost: bool, around: Around) -> None:
+    """At the deadline of a stop; a connection that is lost does not cancel what it has brought."""
+    around.listen()
+    closed: list[str] = []
+    gate = asyncio.Event()
+
+    class Thing:
+        def close(self) -> None:
+            closed.append("closed")
+
+    thing = local(Thing)
+
+    async def answer(connection: Connection, message: str) -> None:
+        thing()
+        await gate.wait()
+
+    async with serving(Recorder(answer)) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        connection = await until(lambda: next((made for made in served.made if made.running and made.messages_in == 2), None))
+        await until(lambda: served.handler.seen[-1] == "a")
+        if lost:
+            reset(writer)
+            await connection.wait_closed()
+            assert around.told == ["received a"]
+        connection.cancel()
+        await until(lambda: served.handler.ended)
+        assert (around.told, closed) == (["received a", "cancelled a"], ["closed"])
+        assert (served.worker.in_flight, served.worker.sandbox.active) == (0, 0)
+
+
+async def test_a_message_that_has_just_come_is_cancelled_properly_too(around: Around) -> None:
+    around.listen()
+
+    async def answer(connection: Connection, message: str) -> None:
+        await asyncio.sleep(DEADLINE)
+
+    class Cancelled(Recorder):
+        async def on_connect(self, connection: Connection) -> None:  # type: ignore[override]
+            await connection.receive()
+            asyncio.get_running_loop().call_soon(connection.cancel)  # right after this, and before the first step of the message
+
+    async with serving(Cancelled(answer)) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        await until(lambda: served.handler.ended)
+        assert around.told == ["received b", "cancelled b"]
+        assert (served.worker.in_flight, served.worker.sandbox.active) == (0, 0)
+
+
+async def test_locals_are_of_one_message_and_closed_after_it(around: Around) -> None:
+    number = iter(range(100))
+    told: list[str] = []
+
+    def make() -> Iterator[int]:
+        made = next(number)
+        yield made
+        told.append(f"close {made}")
+
+    counted = local(make)
+
+    async def answer(connection: Connection, message: str) -> None:
+        told.append(f"{message} {counted()}")
+        await asyncio.sleep(0)
+        told.append(f"{message} {counted()}")
+        if message == "c":
+            raise ValueError(message)
+
+    async with serving(Recorder(answer)) as served:
+        reader, writer = await served.connect()
+        writer.write(b"a\nb\nc\n")
+        assert await reader.read() == b""
+        await until(lambda: served.handler.ended)
+    assert told == ["a 0", "a 0", "close 0", "b 1", "b 1", "close 1", "c 2", "c 2", "close 2"]
+
+
+async def test_a_handler_whose_own_task_was_cancelled_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(connection: Connection, message: str) -> None:
+        task = asyncio.create_task(asyncio.sleep(DEADLINE))
+        task.cancel()
+        await task
+
+    async with serving(Recorder(answer)) as served:
+        reader, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        assert await reader.read() == b""
+        await until(lambda: served.handler.ended)
+        assert served.handler.seen == ["connect", "a", "close"]
+    assert "on_message raised" in caplog.text
+
+
+async def test_one_at_a_time_when_that_is_wanted_and_who_waits_lets_others_go_on() -> None:
+    told: list[str] = []
+
+    async def answer(connection: Connection, message: str) -> None:
+        told.append(f"{message} begins")
+        if message == "dialogue":
+            message = await connection.receive()
+        else:
+            await asyncio.sleep(0.01)
+        told.append(f"{message} ends")
+
+    handler = Recorder(answer)
+    async with serving(handler) as served:
+        served.worker.sandbox = Sandbox(types.SimpleNamespace(config=types.SimpleNamespace(isolation="serial")))
+        writers = [(await served.connect())[1] for _ in range(3)]
+        writers[0].write(b"dialogue\n")
+        await until(lambda: told)
+        for name, writer in zip("ab", writers[1:], strict=True):
+            writer.write(f"{name}1\n{name}2\n".encode())
+        await until(lambda: len(told) == 9)
+        writers[0].write(b"more\n")
+        await until(lambda: told[-1] == "more ends")
+    rest = told[1:-1]
+    assert [text.partition(" ")[0] for text in rest[::2]] == [text.partition(" ")[0] for text in rest[1::2]]
+    assert sorted(rest[::2]) == ["a1 begins", "a2 begins", "b1 begins", "b2 begins"]
+
+
+async def test_the_connection_to_the_master_has_no_operations(around: Around) -> None:
+    around.listen()
+
+    async with serving(Recorder(lambda connection, message: around.told.append(current()))) as served:
+        _, writer = await served.connect()
+        connection = await served.accepted()
+        connection.operates_for = None
+        writer.write(b"a\n")
+        await until(lambda: around.told)
+        assert around.told == [None]
 
 
 # What it looks like and costs -----------------------------------------------------------------------------------------------------
