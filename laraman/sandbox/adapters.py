@@ -22,6 +22,7 @@ import threading
 import warnings
 import weakref
 from dataclasses import dataclass
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from laraman.sandbox.operation import Operation, current
@@ -75,7 +76,8 @@ class Sessions:
         from sqlalchemy import event
         from sqlalchemy.orm import Session
 
-        self._open: weakref.WeakKeyDictionary[Operation, dict[Any, _Beginner]] = weakref.WeakKeyDictionary()
+        #: By the plain session: what is to be closed, and who began it.
+        self._open: weakref.WeakKeyDictionary[Operation, dict[Any, tuple[Any, _Beginner]]] = weakref.WeakKeyDictionary()
         self._reported: set[str] = set()
         for name, listener in (("after_transaction_create", self._began), ("after_transaction_end", self._ended)):
             event.listen(Session, name, listener)
@@ -91,7 +93,7 @@ class Sessions:
     def _began(self, session: Any, transaction: Any) -> None:
         operation = current()
         if operation is not None and not operation.ended and transaction.parent is None:
-            self._open.setdefault(operation, {})[session] = _beginner()
+            self._open.setdefault(operation, {})[session] = (_async_session(session) or session, _beginner())
 
     def _ended(self, session: Any, transaction: Any) -> None:
         if transaction.parent is None and (operation := current()) is not None and (sessions := self._open.get(operation)) is not None:
@@ -101,19 +103,16 @@ class Sessions:
         """Of the operation that is about to end, in its task."""
         operation = current()
         sessions = None if operation is None else self._open.pop(operation, None)
-        left = [(session, beginner) for session, beginner in (sessions or {}).items() if session.in_transaction() and not _goes_on(beginner)]
+        left = [(session, beginner) for session, beginner in (sessions or {}).values() if session.in_transaction() and not _goes_on(beginner)]
         return self._roll_back(operation, left) if operation is not None and left else None
 
     async def _roll_back(self, operation: Operation, left: list[tuple[Any, _Beginner]]) -> None:
         self._report(operation)
         for session, beginner in left:
-            of_loop = _async_session(session)
-            if of_loop is not None:
-                await of_loop.close()
-            elif isinstance(beginner, (Call, threading.Thread)):
-                await asyncio.to_thread(session.close)  # it waits for the database; so it did where it began
-            else:
-                session.close()
+            if isinstance(beginner, (Call, threading.Thread)):
+                await asyncio.to_thread(session.close)  # it waits for the database, as it did where it began
+            elif isawaitable(closing := session.close()):
+                await closing
 
     def _report(self, operation: Operation) -> None:
         place = operation.where
@@ -141,7 +140,7 @@ def _goes_on(beginner: _Beginner) -> bool:
 
 
 def _async_session(session: Any) -> Any:
-    """The AsyncSession that this session works for, None if it is a plain one."""
+    """The AsyncSession that a session works for, None if it is a plain one. Who loses the one loses the way to close the other."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")
     return None if module is None else module.async_session(session)
 
