@@ -196,8 +196,8 @@ class Guard:
                 key, text = _found(watch, detail, traces, others, consequence)
                 if asked and self.mode == "strict":
                     texts.append(text)
-                else:
-                    self._closely = self._closely or (CLOSELY if self._say(key, text) and self.mode == "warn" else 0)
+                elif self._say(key, text) and self.mode == "warn":
+                    self._closely = CLOSELY
         self._remember()
         return texts
 
@@ -221,7 +221,7 @@ class Guard:
 
     def _find_leftovers(self) -> None:
         for left in self._leftovers.find(self._loop):
-            self._say(("left", left.place), f"{name_of(left.trace)} is over and has left behind {left.what} at {left.place}")
+            self._say(("left", left.place), f"{name_of(left.trace)} is over and has left behind {left.what} {left.place}")
 
     def _adopt(self, watch: Watch, value: Any) -> None:
         self._known[watch.name] = value
@@ -234,9 +234,11 @@ class Guard:
         if key in self._places or len(self._places) >= MAX_PLACES:
             return False
         self._places.add(key)
-        logger.log(logging.ERROR if self.mode == "strict" else logging.WARNING, "Guard: %s", _one_line(text))
-        if len(self._places) == MAX_PLACES:
-            logger.warning("Guard: that was the %dth place; no more are reported", MAX_PLACES)
+        level = logging.ERROR if self.mode == "strict" else logging.WARNING
+        if level >= logger.getEffectiveLevel():  # not asked in the usual way, because logging.disable() may be what was found
+            _log(level, f"Guard: {_one_line(text)}")
+            if len(self._places) == MAX_PLACES:
+                _log(level, f"Guard: that was place number {MAX_PLACES}; no more are reported")
         return True
 
 
@@ -252,6 +254,10 @@ def _found(watch: Watch, detail: str, traces: Sequence[Trace], others: int, cons
     place = place_of(traces[-1]) if exact else ""
     text = f"{'' if exact else 'one of '}{who} changed {watch.title}, {detail}{f' (endpoint {place})' if place else ''}{consequence}"
     return (watch.name, place or who), _one_line(text)
+
+
+def _log(level: int, text: str) -> None:
+    logger.handle(logger.makeRecord(logger.name, level, __file__, 0, text, (), None))
 
 
 def _one_line(text: str) -> str:

@@ -25,7 +25,7 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """``what`` was started at ``place`` (for a task: is defined there) by the operation of ``trace``, which is over."""
+    """What was started at ``place`` (for a task: is defined there) by the operation of ``trace``, which is over."""
 
     what: str
     place: Place
@@ -74,7 +74,7 @@ class Leftovers:
                 continue
             ended = operation is None or operation.ended
             if ended and started.seen:
-                yield Leftover(f"the thread {shown(thread.name)}, started", started.place, started.trace)
+                yield Leftover(f"the thread {shown(thread.name)}, started at", started.place, started.trace)
                 continue
             started.seen = ended
             self.pending = self.pending or ended
@@ -91,7 +91,7 @@ class Leftovers:
                 continue
             if task in before:
                 self._reported.add(task)
-                yield Leftover("a task of", place, operation.trace)
+                yield Leftover("a task:", place, operation.trace)
             else:
                 self._tasks.add(task)
                 self.pending = True
