@@ -296,15 +296,18 @@ class Connection(asyncio.Protocol):
                 raise self._copied_error()
             if self._ended:
                 raise ConnectionLost("the peer sends no more")
-            self._receiver = receiver = asyncio.get_running_loop().create_future()
-            try:
-                if self.operates_for is not None and self.operates_for.sandbox.serial:
-                    await self.operates_for.sandbox.out_of_turn(lambda: receiver)
-                else:
-                    await receiver
-            finally:
-                self._receiver = None
+            if self.operates_for is not None and self.operates_for.sandbox.serial:
+                await self.operates_for.sandbox.out_of_turn(self._wait_for_more)
+            else:
+                await self._wait_for_more()
         return self._take()
+
+    async def _wait_for_more(self) -> None:
+        self._receiver = asyncio.get_running_loop().create_future()
+        try:
+            await self._receiver
+        finally:
+            self._receiver = None
 
     def _deliver(self, message: Any) -> None:
         if self.error is not None:
@@ -385,10 +388,7 @@ class Connection(asyncio.Protocol):
                         self._wrapper = sandbox.wrapper(self.message_kind)
                     wrapper = self._wrapper
                 context = sandbox.context(operation)
-                if wrapper is None:
-                    result = context.run(function, self, *arguments)
-                else:
-                    result = wrapper(operation, function, self, *arguments)
+                result = context.run(function, self, *arguments) if wrapper is None else wrapper(operation, function, self, *arguments)
         except Exception as exc:
             result = None
             self._failed(hook, exc)

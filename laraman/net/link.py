@@ -498,7 +498,11 @@ class _Session:
     async def on_connect(self, connection: Connection) -> None:
         await self.greeted.wait()
         if self._previous is not None:
-            await self._previous.wait_idle()
+            try:
+                await self._previous.wait_idle()
+            except asyncio.CancelledError:  # the link ends, and with it what all of its connections have brought
+                self._previous.cancel()
+                raise
         if self.link.operates:
             connection.operates_for = self.link.worker  # only now: waiting was none of its operations
 

@@ -15,6 +15,8 @@ import pytest
 from laraman import events, gateway
 from laraman.events import MessageReceived, MessageTerminated, OperationTerminated, WorkerError
 from laraman.gateway.lanes import Lanes
+from laraman.sandbox.locals import Local, local
+from laraman.sandbox.operation import current
 from laraman.sandbox.surroundings import Sandbox
 from tests.net.serving import until
 
@@ -177,6 +179,67 @@ async def test_every_message_has_a_context_of_its_own() -> None:
             made.put(message("a", text))
         await until(lambda: not worker.in_flight)
     assert seen == ["from the start"] * 2
+
+
+async def test_every_message_is_an_operation_with_instances_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Local, "count", 0)
+    seen: list[str] = []
+    numbers = iter(range(10))
+
+    def make() -> Iterator[int]:
+        number = next(numbers)
+        yield number
+        seen.append(f"close {number}")
+
+    numbered = local(make)
+
+    @gateway.on_message
+    def first(event: gateway.Message) -> None:
+        operation = current()
+        assert operation is not None
+        assert operation.subject is event
+        seen.append(f"{operation.name} {numbered()}")
+
+    @gateway.on_message
+    async def second(event: gateway.Message) -> None:
+        await anyio.lowlevel.checkpoint()
+        seen.append(f"{event.text} {numbered()}")
+        if event.text == "bad":
+            raise ValueError(event.text)
+
+    async with lanes() as (made, worker):
+        for text in ("good", "bad"):
+            made.put(message("a", text))
+        await until(lambda: not worker.in_flight)
+        assert worker.sandbox.active == 0
+    assert seen == ["message Message 0", "good 0", "close 0", "message Message 1", "bad 1", "close 1"]
+
+
+async def test_who_begins_to_listen_hears_the_next_message() -> None:
+    outcomes: list[str] = []
+    gateway.on_message(lambda event: None)
+    async with lanes() as (made, worker):
+        made.put(message("a"))
+        await until(lambda: not worker.in_flight)
+        events.on(MessageTerminated, lambda event: outcomes.append(event.outcome))
+        made.put(message("a"))
+        await until(lambda: not worker.in_flight)
+    assert outcomes == ["ok"]
+
+
+async def test_what_takes_too_long_around_the_handlers_is_cancelled_too(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[str] = []
+
+    async def slow(event: MessageReceived) -> None:
+        await anyio.sleep_forever()
+
+    events.on(MessageReceived, slow)
+    gateway.on_message(lambda event: seen.append(event.text))
+    async with lanes(timeout=0.05) as (made, worker):
+        made.put(message("a", "1"))
+        await until(lambda: not worker.in_flight)
+    assert seen == []
+    assert caplog.text.count("took longer than 0.05 s") == 1
 
 
 async def test_the_events_around_a_message() -> None:

@@ -19,17 +19,20 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 class Around:
-    """What is told around messages, from ``listen`` on."""
+    """What is told around messages from ``listen`` on, of one worker or all of them: a test may have both ends of a connection."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.events: list[Any] = []
 
-    def listen(self) -> None:
+    def listen(self, worker: Any = None) -> None:
+        self._worker = worker
         events.on(MessageReceived, self._hear)
         events.on(MessageTerminated, self._hear)
 
     def _hear(self, event: Any) -> None:
+        if self._worker is not None and event.worker is not self._worker:
+            return
         self.events.append(event)
         self.told.append(f"{getattr(event, 'outcome', 'received')} {event.message}")
 

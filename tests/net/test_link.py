@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+import types
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -16,16 +18,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laraman import events
+from laraman import events, sandbox
 from laraman.errors import Busy, ConfigError, ConnectionClosed, ConnectionLost, IllegalTransition, LinkDown, LocalProtocolError
 from laraman.net import dial as dial_module
 from laraman.net.link import STEPS, Backoff, Link, State, current_worker, link
+from laraman.sandbox.operation import current
+from laraman.sandbox.surroundings import Sandbox
 from tests.net.serving import DEADLINE, a_worker, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from laraman.net.connection import Connection
+    from tests.net.conftest import Around
+
+marked: ContextVar[str] = ContextVar("marked", default="")
 
 QUICK = Backoff(base=0.02, cap=0.05)
 
@@ -568,6 +575,188 @@ async def test_order_holds_over_a_reconnect() -> None:
     async with serving(Telling()) as peer, kept(link(local(peer.port), on_message=on_message, backoff=Backoff(base=0.001))):
         await until(lambda: len(received) == 8)
     assert received == [f"{connection}.{number}" for connection in (1, 2) for number in range(4)]
+
+
+# Operations -----------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def in_worker(isolation: str = "concurrent") -> Iterator[Any]:
+    """Links that are run here are of this worker."""
+    worker = a_worker()
+    worker.config = types.SimpleNamespace(isolation=isolation)
+    worker.sandbox = Sandbox(worker)
+    token = current_worker.set(worker)
+    try:
+        yield worker
+    finally:
+        current_worker.reset(token)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.anyio
+async def test_nothing_crosses_from_one_call_to_another(is_async: bool, heard: bool, around: Around) -> None:
+    seen: list[Any] = []
+
+    def note(what: str) -> Any:
+        seen.append((what, marked.get(), current().name))  # type: ignore[union-attr]
+        marked.set(what)
+        return asyncio.sleep(0) if is_async else None
+
+    token = marked.set("startup")
+    try:
+        with in_worker() as worker:
+            if heard:
+                around.listen(worker)
+            marked.set("of the link")
+            hooks: dict[str, Any] = {
+                "on_up": lambda made: note("up"),
+                "on_message": lambda made, message: note(message),
+                "on_down": lambda made, error: note("down"),
+            }
+            async with serving(Peer()) as peer, kept(link(local(peer.port), name="feed", **hooks)) as made:
+                await made.send("a")
+                await made.send("b")
+                await until(lambda: len(seen) == 3)
+    finally:
+        marked.reset(token)
+    assert seen == [
+        ("up", "startup", "link feed"),
+        ("a", "startup", "message str"),
+        ("b", "startup", "message str"),
+        ("down", "startup", "link feed"),
+    ]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.anyio
+async def test_a_handler_that_raises_has_that_outcome_and_the_link_stays(is_async: bool, around: Around, caplog: pytest.LogCaptureFixture) -> None:
+
+    def plain(made: Link, message: str) -> None:
+        around.told.append(message)
+        if message == "bad":
+            raise ValueError("handler")
+
+    async def later(made: Link, message: str) -> None:
+        await asyncio.sleep(0)
+        plain(made, message)
+
+    with in_worker() as worker:
+        around.listen(worker)
+        async with serving(Peer()) as peer, kept(link(local(peer.port), name="feed", on_message=later if is_async else plain)) as made:
+            for message in ("a", "bad", "c"):
+                await made.send(message)
+            await until(lambda: len(around.told) == 9)
+            assert made.state == "UP"
+            assert around.told == ["received a", "a", "ok a", "received bad", "bad", "error bad", "received c", "c", "ok c"]
+            assert all(event.worker is worker for event in around.events)
+    assert (worker.in_flight, worker.sandbox.active) == (0, 0)
+    assert "Link feed: " in caplog.text
+    assert "ValueError: handler" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_message_that_the_end_cancels_is_told_to_be_over(around: Around) -> None:
+    closed: list[str] = []
+
+    class Thing:
+        def close(self) -> None:
+            closed.append("closed")
+
+    thing = sandbox.local(Thing)
+
+    async def on_message(made: Link, message: str) -> None:
+        thing()
+        await asyncio.sleep(DEADLINE)
+
+    with in_worker() as worker:
+        around.listen(worker)
+        async with serving(Peer()) as peer, kept(link(local(peer.port), on_message=on_message)) as made:
+            await made.send("a")
+            await made.send("b")
+            await until(lambda: made.row()["messages_in"] == 2)
+        await until(lambda: len(around.told) == 2)
+    assert (around.told, closed) == (["received a", "cancelled a"], ["closed"])
+    assert worker.sandbox.active == 0
+
+
+@pytest.mark.anyio
+async def test_a_connection_that_is_lost_does_not_cancel_what_it_has_brought(around: Around) -> None:
+    gate = asyncio.Event()
+
+    async def on_message(made: Link, message: str) -> None:
+        await gate.wait()
+
+    with in_worker() as worker:
+        around.listen(worker)
+        async with serving(Peer()) as peer, kept(link(local(peer.port), on_message=on_message, backoff=QUICK)) as made:
+            await made.send("a")
+            await until(lambda: around.told)
+            peer.made[0].abort()
+            await until(lambda: len(peer.made) == 2)
+            await up(made)
+            await made.send("b")
+            await until(lambda: made.row()["messages_in"] == 2)
+            assert around.told == ["received a"]
+            gate.set()
+            await until(lambda: len(around.told) == 4)
+    assert around.told == ["received a", "ok a", "received b", "ok b"]
+
+
+@pytest.mark.anyio
+async def test_what_waits_for_the_connection_before_is_cancelled_with_the_link(around: Around) -> None:
+
+    async def on_message(made: Link, message: str) -> None:
+        await asyncio.sleep(DEADLINE)
+
+    with in_worker() as worker:
+        around.listen(worker)
+        async with serving(Peer()) as peer, kept(link(local(peer.port), on_message=on_message, backoff=QUICK)) as made:
+            await made.send("a")
+            await made.send("b")
+            await until(lambda: made.row()["messages_in"] == 2)
+            peer.made[0].abort()
+            await until(lambda: len(peer.made) == 2)
+            await up(made)
+        await until(lambda: len(around.told) == 2)
+        await asyncio.sleep(0.01)
+    assert around.told == ["received a", "cancelled a"]
+
+
+@pytest.mark.anyio
+async def test_an_operation_that_has_its_turn_may_wait_for_an_answer(around: Around) -> None:
+    answers: dict[str, asyncio.Future[str]] = {}
+
+    async def ask(made: Link, question: str) -> str:
+        answers[question] = asyncio.get_running_loop().create_future()
+        await made.send(question)
+        return await answers[question]
+
+    with in_worker("serial") as worker:
+        around.listen(worker)
+        async with serving(Peer()) as peer, kept(link(local(peer.port), on_message=lambda made, message: answers[message].set_result("yes"))) as made:
+            await up(made)
+            async with asyncio.timeout(DEADLINE):
+                assert await worker.sandbox.run(ask, made, "really?") == "yes"
+
+
+@pytest.mark.anyio
+async def test_a_link_that_only_passes_on_has_no_operations(around: Around) -> None:
+    seen: list[Any] = []
+
+    def note(*arguments: Any) -> None:
+        seen.append(current())
+
+    with in_worker() as worker:
+        around.listen(worker)
+        async with serving(Peer()) as peer:
+            made = link(local(peer.port), on_message=note, on_up=note, on_down=note)
+            made.operates = False
+            async with kept(made):
+                await made.send("a")
+                await until(lambda: len(seen) == 2)
+    assert (seen, around.told) == ([None] * 3, [])
 
 
 # The handshake --------------------------------------------------------------------------------------------------------------------
