@@ -22,6 +22,8 @@ from laraman.process.control import request
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+pytest_plugins = ["pytester"]
+
 T = TypeVar("T")
 
 #: Seconds after which a wait gives up. Generous: only what is broken gets there.

@@ -33,6 +33,7 @@ from laraman.net.connection import Connection
 from laraman.net.link import current_worker
 from laraman.process import recycle
 from laraman.process.daemon import reopen_output
+from laraman.process.garbage import Garbage
 from laraman.process.tasks import Tasks
 from laraman.process.worker import import_listeners
 from laraman.protocols import protocol_named
@@ -127,7 +128,8 @@ class Run:
         self._group: TaskGroup | None = None
         self._asked = asyncio.Event()
         self._starting_told = self._started = False
-        self._watch: recycle.Watch | None = None  # from when it is ready
+        self._watch: recycle.Watch | None = None  # from when it is ready, and so is the next
+        self._garbage: Garbage | None = None
         self._retiring = ""  # why it wants a successor
         self._deadline: float | None = None  # of the stop, in the loop's time
         self._limit: asyncio.Timeout | None = None  # of the phase that runs
@@ -187,13 +189,17 @@ class Run:
             self._starting_told = True
             await aemit(WorkerStarting(worker=worker))
             await self._call("on_start", worker)
+            self._started = True
+            garbage = Garbage()  # before the guard remembers how the collector is set
+            await worker.sandbox.prepare()
         except SystemExit as exc:
             raise BootError(f"worker {worker.name}: sys.exit({exc.code!r}) was called while it started") from exc
-        self._started = True
         for bind in worker.binds:
             self._servers.append(await self._listen(bind))
         # Before it is said, because a predecessor is told to stop then: whoever must be in its place by then gets there in a listener.
         await self._bounded("WorkerStarted", aemit(WorkerStarted(worker=worker)), self._loop.time() + STARTED_SECONDS)
+        garbage.settle()
+        self._garbage = garbage
         self._watch = recycle.Watch(worker, self._loop.time())
         self._say({"op": "ready"})
         if self._retiring:
@@ -303,6 +309,8 @@ class Run:
                 self._orphaned()
             if self._watch is not None and not self._retiring and (reason := self._watch.look(self._loop.time())):
                 self.retire(reason)
+            if self._garbage is not None:
+                self._garbage.look(worker.requests, worker.in_flight, self._loop.time())
             await asyncio.sleep(interval)
 
     async def _end_channel(self) -> None:

@@ -25,6 +25,7 @@ from laraman.net.link import Backoff, current_worker, link
 from laraman.process import worker as worker_module
 from laraman.process.worker import Worker, import_listeners
 from laraman.protocols.ipc import Ipc
+from laraman.sandbox.operation import TASK, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,7 +148,7 @@ def told() -> Iterator[Callable[..., Any]]:
     before = list(events._registered)
     yield events.on
     events._registered[:] = before
-    events._changed()
+    events.changed()
 
 
 @pytest.fixture
@@ -253,7 +254,7 @@ def test_a_declaration_is_light() -> None:
 def test_an_operation_s_surroundings_know_the_worker(start: Callable[..., Boss], diary: Diary) -> None:
     class Operating:
         def on_start(self, worker: Worker) -> None:
-            diary.write(str(worker.sandbox.context().run(current_worker.get) is worker))
+            diary.write(str(worker.sandbox.context(Operation(TASK, "test")).run(current_worker.get) is worker))
 
     boss = start(Worker("operating", handler=Operating()))
     boss.hear("ready")
