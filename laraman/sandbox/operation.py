@@ -107,12 +107,13 @@ def place_of(trace: Trace) -> str:
     return f"{relative(code.co_filename)}:{code.co_firstlineno} in {code.co_qualname}"
 
 
+#: Taken once: an operation may change the working directory.
+_HOME = os.getcwd()
+
+
 def relative(path: str) -> str:
-    """A path as it is easiest to read: below the working directory without that."""
-    try:
-        below = os.path.relpath(path) if os.path.isabs(path) else path
-    except OSError:  # there is no working directory any more
-        return path
+    """A path as it is easiest to read: below the directory where the server was started without that."""
+    below = os.path.relpath(path, _HOME) if os.path.isabs(path) else path
     return path if below.startswith("..") else below
 
 
