@@ -264,6 +264,9 @@ class Stage:
         with contextlib.suppress(Exception):
             if hasattr(self, "lifespan"):
                 await self.lifespan.shutdown(GRACE)
+        sandbox = self.worker.sandbox
+        if sandbox is not None and sandbox.resets is not None:
+            sandbox.resets.close()  # of a worker that goes on as something else: nothing stays in place around libraries
         if self._holding is not None:
             self._holding.cancel()
             await self._wait({self._holding}, GRACE)

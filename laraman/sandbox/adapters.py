@@ -101,6 +101,8 @@ class Sessions:
 
     def after(self) -> Awaitable[None] | None:
         """Of the operation that is about to end, in its task."""
+        if not self._open:
+            return None
         operation = current()
         sessions = None if operation is None else self._open.pop(operation, None)
         left = [(session, beginner) for session, beginner in (sessions or {}).values() if session.in_transaction() and not _goes_on(beginner)]

@@ -36,11 +36,12 @@ from laraman.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 #: Kept by reference: immutable, or code, or shared by its nature (a logger is the same for everybody who asks for its name).
 _KEPT = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, type(NotImplemented), type(Ellipsis)),
-    *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.CodeType, types.MethodWrapperType),
-    *(types.WrapperDescriptorType, types.MethodDescriptorType, types.MappingProxyType, types.GenericAlias, types.UnionType, property),
+    *(*_CODE, types.CodeType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType),
+    *(types.MappingProxyType, types.GenericAlias, types.UnionType, property),
     *(staticmethod, classmethod, functools.partial, type(functools.lru_cache(lambda: None)), re.Pattern, struct.Struct),
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction, uuid.UUID, enum.Enum),
     *(pathlib.PurePath, ipaddress._BaseAddress, ipaddress._BaseNetwork, weakref.ReferenceType, contextvars.ContextVar, logging.Logger),
@@ -236,8 +237,10 @@ class Memento:
     def __init__(self, name: str, holder: Any, attribute: str) -> None:
         self.name = name
         value = getattr(holder, attribute)
-        if issubclass(type(value), (type, types.ModuleType, types.FunctionType)):
+        if issubclass(type(value), _CODE):
             raise ConfigError(f"{name!r} is a {_kind(value)}, and these are not entered: name the object that changes")
+        if getattr(holder, attribute) is not value:
+            raise ConfigError(f"{name!r} is another object each time it is asked for: name where it is kept")
         root = _Attribute(holder, attribute, value)
         #: By what is to be written first: opaque objects, because these may change what their holders hold.
         self._opaque: list[_Opaque] = []
@@ -245,7 +248,7 @@ class Memento:
         self._walk(value, attribute, root)
 
     def changed(self) -> bool:
-        """Whether anything is not what it was. About 0.3 us for each container and 30 ns for each thing in it."""
+        """Whether anything is not what it was. Less than a microsecond for each container, and 50 ns for each thing in it."""
         return any(entry.changed() for entry in self._opaque) or any(entry.changed() for entry in self._entries)
 
     def restore(self) -> bool:

@@ -29,7 +29,6 @@ from laraman import events
 from laraman.config.options import did_you_mean
 from laraman.errors import BootError, ConfigError, LaramanError
 from laraman.sandbox.adapters import find_adapters, scoped_session
-from laraman.sandbox.memento import Memento
 from laraman.sandbox.names import resolve
 from laraman.sandbox.threads import Cleaning
 
@@ -120,14 +119,14 @@ class Resets:
     def _prepare(self, config: SandboxConfig, guard_watches: Mapping[str, Watch]) -> None:
         for name in config.flush:
             self._flush(name)
-        for name in config.restore:
-            self._idle.append(Action(f"restore {name}", self._restore(name, guard_watches)))
         cleans = False
         for adapter in find_adapters():
             cleans = True
             self._each += [Action(adapter.name, call) for call in adapter.each]
             self._in_threads += [Action(adapter.name, call) for call in adapter.in_threads]
             self._close.append(adapter.close)
+        for name in config.restore:
+            self._idle.append(Action(f"restore {name}", self._restore(name, guard_watches)))
         if cleans or self._in_threads:
             cleaning = Cleaning([lambda action=action: self._call(action) for action in self._in_threads])  # type: ignore[misc]
             self._close.append(cleaning.close)
@@ -141,13 +140,17 @@ class Resets:
 
     def _restore(self, name: str, watches: Mapping[str, Watch]) -> Callable[[], Any]:
         if ":" in name:
+            from laraman.sandbox.memento import Memento  # it knows many types of the standard library, which have to be imported for that
+
             found = resolve("restore", name)
             try:
                 return Memento(name, found.holder, found.attribute).restore
             except ConfigError as exc:
                 raise ConfigError(f"sandbox.restore: {exc}") from None
-        if not watches:
-            raise ConfigError(f"sandbox.restore: {name!r} is no import string, and what the guard watches is not known with --guard off")
+        if not watches:  # there is no guard, and what it would watch can be put back all the same
+            from laraman.sandbox.guard.watches import WATCHES
+
+            watches = {watch.name: watch for watch in WATCHES}
         if name not in watches:
             raise ConfigError(f"sandbox.restore: {name!r} is no import string, and nothing the guard watches{did_you_mean(name, watches)}")
         return _putting_back(watches[name])
@@ -171,7 +174,7 @@ class Resets:
 
     def after(self, operation: Operation) -> Awaitable[None] | None:
         """Flush, in the context and the task of the operation. To be awaited if something is returned. Only a cancellation comes out of it."""
-        return self._all(self._actions())
+        return self._all(self._actions() if _registered else iter(self._each))
 
     def when_idle(self) -> Awaitable[None] | None:
         """Restore. To be awaited if something is returned."""

@@ -43,6 +43,9 @@ class Thing:
         self.state = "used"
     def reset(self):
         self.state = "fresh"
+    @property
+    def fresh(self):
+        return []
 
 class Async:
     resets = 0
@@ -115,12 +118,14 @@ class Locale:
     """A watch."""
 
     value = "C"
+    restored = 0
 
     def read(self) -> str:
         return self.value
 
     def restore(self, value: str) -> None:
         self.value = value
+        self.restored += 1
 
 
 def names(*words: str) -> tuple[str, ...]:
@@ -163,7 +168,9 @@ def run(config: SandboxConfig, use: Callable[[Resets], Any] = lambda resets: Non
         ("restore", "resetapp.state:Thing", "is a type, and these are not entered"),
         ("restore", "resetapp.state:needs", "is a function, and these are not entered"),
         ("restore", "resetapp.state:local", "sandbox.restore: local cannot be copied, a _thread._local"),
-        ("restore", "locale", "with --guard off"),
+        ("restore", "resetapp.state:plain.clear", "is a builtin_function_or_method, and these are not entered"),
+        ("restore", "resetapp.state:thing.reset", "is a method, and these are not entered"),
+        ("restore", "resetapp.state:thing.fresh", "is another object each time"),
     ],
 )
 def test_what_is_wrong_with_a_name_is_said_in_one_line(app: Any, option: str, name: str, text: str) -> None:
@@ -300,9 +307,38 @@ def test_restore_by_the_guards_word(app: Any) -> None:
     watch = Locale()
     with pytest.raises(ConfigError, match=r"'local' is no import string, and nothing the guard watches; did you mean 'locale'\?"):
         run(SandboxConfig(restore=("local",)), watches={"locale": watch})
-    resets = run(SandboxConfig(restore=("locale",)), lambda _: setattr(watch, "value", "tr_TR"), watches={"locale": watch})
+    resets = run(SandboxConfig(restore=("locale",)), lambda _: setattr(watch, "value", (watch.restored and "C") or "tr"), 2, {"locale": watch})
     assert resets.idle
-    assert watch.value == "C"
+    assert (watch.value, watch.restored) == ("C", 1)
+
+
+def test_the_guards_words_are_there_without_the_guard(app: Any) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'recursion'"):
+        run(SandboxConfig(restore=("recursions",)))
+    limit = sys.getrecursionlimit()
+    try:
+        run(SandboxConfig(restore=("recursion", "logging")), lambda _: sys.setrecursionlimit(limit + 1))
+        assert sys.getrecursionlimit() == limit
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_factories_of_logging_are_put_back(app: Any) -> None:
+    """They wrap the one before, and so a handler that sets one makes a longer chain with each request."""
+    factory, logger_class = logging.getLogRecordFactory(), logging.getLoggerClass()
+
+    class Other(logging.Logger): ...
+
+    def use(resets: Resets) -> None:
+        logging.setLogRecordFactory(lambda *args, **fields: factory(*args, **fields))
+        logging.setLoggerClass(Other)
+
+    try:
+        run(SandboxConfig(restore=("logging",)), use)
+        assert (logging.getLogRecordFactory(), logging.getLoggerClass()) == (factory, logger_class)
+    finally:
+        logging.setLogRecordFactory(factory)
+        logging.setLoggerClass(logger_class)
 
 
 # resettable -----------------------------------------------------------------------------------------------------------------------
