@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,16 @@ def test_strict_stops_it(change: Callable[[], None], expected: str, make: Any, l
     assert (state(), resource.getrlimit(resource.RLIMIT_CORE)) == (before, limit)
     end(guard, operation)
     assert lines.texts == []
+
+
+def test_what_is_put_back_is_nobodys_change(make: Any, lines: Lines) -> None:
+    guard = make("restore")
+    for _ in range(2):
+        operation = request()
+        run_in(operation, lambda: os.environ.update(TZ="Asia/Kathmandu") or time.tzset())
+        end(guard, operation)  # outside of every operation, as the timer does it
+        assert guard._touched == {}
+        assert "TZ" not in os.environ
 
 
 def test_what_is_not_an_operations_is_let_through_and_kept(make: Any, lines: Lines) -> None:

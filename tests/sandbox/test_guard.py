@@ -23,7 +23,7 @@ from laraman.errors import Pollution
 from laraman.process.tasks import Tasks
 from laraman.sandbox.guard import audit
 from laraman.sandbox.guard import guard as guard_module
-from laraman.sandbox.guard.watches import SHOWN, WATCHES, Watch, describe_variable
+from laraman.sandbox.guard.watches import SHOWN, WATCHES, Watch, describe_variable, glance
 from laraman.sandbox.operation import CURRENT, REQUEST, Operation
 from tests.conftest import wait_until
 from tests.sandbox.guarding import Lines, end, lines, make, request, run_in
@@ -275,6 +275,28 @@ def test_late_imports_and_their_loggers_are_no_change(make: Any, lines: Lines) -
     guard.since.append(request().trace)
     guard.look_back()
     assert lines.texts == []
+
+
+def test_what_is_imported_late_is_no_change_either(make: Any, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as early:
+        early.delitem(sys.modules, "decimal")
+        guard = make("restore")
+    end(guard, request())
+    assert guard._known["decimal"] == guard.watches["decimal"].read()
+    decimal.DefaultContext.prec = 5
+    end(guard, request())
+    assert (decimal.DefaultContext.prec, len(lines.texts)) == (28, 1)
+
+
+@pytest.mark.parametrize("watch", [pytest.param(watch, id=watch.name) for watch in WATCHES if watch.fast])
+def test_a_glance_sees_what_is_fast(watch: Watch, make: Any) -> None:
+    before = glance()
+    assert glance() == before
+    kept = watch.read()
+    CHANGES[watch.name][0]()
+    assert glance() != before
+    watch.restore(kept)
+    assert glance() == before
 
 
 # What is shown --------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from laraman.errors import Pollution
 from laraman.sandbox.guard import audit
 from laraman.sandbox.guard.leftovers import Leftovers
 from laraman.sandbox.guard.places import offender
-from laraman.sandbox.guard.watches import WATCHES
+from laraman.sandbox.guard.watches import WATCHES, glance
 from laraman.sandbox.operation import CURRENT, name_of, place_of
 
 if TYPE_CHECKING:
@@ -44,9 +44,6 @@ MAX_PLACES = 256
 #: Operations that are named when it may have been any of them.
 NAMED = 5
 
-_FAST = tuple(watch for watch in WATCHES if watch.fast)
-_READS = tuple(watch.read for watch in _FAST)
-
 # Who is known to have made a change: an operation, which was reported; not an operation; anybody.
 _TOLD, _OWN, _ANYBODY = "told", "own", "anybody"
 
@@ -68,7 +65,7 @@ class Guard:
         self._closely = 0
         self._since_all = 0  # operations, since everything was looked at
         self._known: dict[str, Any] = {}
-        self._fast: list[Any] = []  # the part of it that is fast
+        self._glanced: tuple[Any, ...] = ()
         self._touched: dict[str, str] = {}  # what was announced, and who it was
         self._deferred: dict[str, int] = {}
         self._places: set[Any] = set()
@@ -81,8 +78,8 @@ class Guard:
         self._in_flight = in_flight
         self._thread = threading.get_ident()
         for watch in WATCHES:
-            self._adopt(watch, watch.read())
-        self._remember()
+            self._known[watch.name] = watch.read()
+        self._glanced = glance()
         audit.listen(self)
         if loop is not None:
             self._arm()  # once, for what the application does when it has just started
@@ -104,12 +101,12 @@ class Guard:
 
     def look(self, operation: Operation) -> None:
         """The operation is over, and not counted any more: compare what is fast, and what was announced."""
-        if self._touched or [read() for read in _READS] != self._fast:
+        if self._touched or glance() != self._glanced:
             self._find(self._in_question(), (operation.trace,), self._in_flight())
 
     def check(self, operation: Operation) -> None:
         """The same before its end, while it is counted. Raises Pollution under strict."""
-        if self._touched or [read() for read in _READS] != self._fast:
+        if self._touched or glance() != self._glanced:
             texts = self._find(self._in_question(), (operation.trace,), self._in_flight() - 1, asked=True)
             if texts:
                 raise Pollution("; ".join(texts))
@@ -122,7 +119,7 @@ class Guard:
             self._since_all = 0
             self._find(WATCHES, traces, self._in_flight())
             self._find_leftovers()
-        elif self._touched or [read() for read in _READS] != self._fast:
+        elif self._touched or glance() != self._glanced:
             self._find(self._in_question(), traces, self._in_flight())
         if self._closely:
             self.due = 1
@@ -152,14 +149,13 @@ class Guard:
 
     def changing(self, name: str, title: str, detail: str, frame: FrameType | None) -> None:
         """Somebody is about to change something, in this thread. Raises Pollution under strict, if it is an operation."""
+        place = offender(frame)
+        if place is None:
+            return  # what is put back
         operation = CURRENT.get(None)
         if operation is None or operation.ended:
             # In another thread it may be an operation's work all the same: executors do not always hand the context on.
             self._touched[name] = _OWN if threading.get_ident() == self._thread else self._touched.get(name, _ANYBODY)
-            return
-        place = offender(frame)
-        if place is None:  # the sandbox puts something back
-            self._touched.setdefault(name, _ANYBODY)
             return
         text = f"{operation.name} changed {title}, {detail}, at {place}"
         if self.mode == "strict":
@@ -186,25 +182,25 @@ class Guard:
                 self._deferred.pop(watch.name, None)
                 continue
             who = touched.get(watch.name, "")
-            detail = watch.describe(before, after) if who != _TOLD else ""
-            if who == _OWN or not traces:
+            detail = watch.describe(before, after)
+            if not detail or who == _OWN or not traces:
                 logger.debug("Guard: the application changed %s, %s", watch.title, detail)
-                self._adopt(watch, after)
+                self._known[watch.name] = after
                 continue
             consequence = self._settle(watch, before, after, others)
-            if detail:
+            if who != _TOLD:
                 key, text = _found(watch, detail, traces, others, consequence)
                 if asked and self.mode == "strict":
                     texts.append(text)
                 elif self._say(key, text) and self.mode == "warn":
                     self._closely = CLOSELY
-        self._remember()
+        self._glanced = glance()
         return texts
 
     def _settle(self, watch: Watch, before: Any, after: Any, others: int) -> str:
         """Adopt the change, put it back or leave that for later; return what to say about it."""
         if self.mode == "warn":
-            self._adopt(watch, after)
+            self._known[watch.name] = after
             return ""
         if self.mode == "restore" and others > 0 and self._deferred.get(watch.name, 0) < DEFERRED:
             self._deferred[watch.name] = self._deferred.get(watch.name, 0) + 1
@@ -214,20 +210,13 @@ class Guard:
         try:
             watch.restore(before)
         except Exception as exc:
-            self._adopt(watch, after)
+            self._known[watch.name] = after
             return f"; it cannot be put back: {exc}"
-        self._touched.pop(watch.name, None)  # that was this
         return "; it was put back"
 
     def _find_leftovers(self) -> None:
         for left in self._leftovers.find(self._loop):
             self._say(("left", left.place), f"{name_of(left.trace)} is over and has left behind {left.what} {left.place}")
-
-    def _adopt(self, watch: Watch, value: Any) -> None:
-        self._known[watch.name] = value
-
-    def _remember(self) -> None:
-        self._fast = [self._known[watch.name] for watch in _FAST]
 
     def _say(self, key: Any, text: str) -> bool:
         """Log it, if it is the first of this place, and say whether it was."""

@@ -200,7 +200,8 @@ def _restore_warnings(value: list[Any]) -> None:
 _ROOT = ("level", "handlers", "filters", "logging.disable", "record factory", "logger class")
 
 
-def _read_logging(root: logging.Logger = logging.getLogger()) -> tuple[Any, ...]:  # noqa: B008
+def _read_logging() -> tuple[Any, ...]:
+    root = logging.getLogger()
     return root.level, list(root.handlers), list(root.filters), root.manager.disable, logging.getLogRecordFactory(), logging.getLoggerClass()
 
 
@@ -352,3 +353,42 @@ WATCHES = (
     Watch("signals", "the signal handlers", _read_signals, _restore_signals, _describe_signals, fast=False),
     Watch("loggers", "loggers", _read_loggers, _restore_loggers, partial(_entries, _describe_logger), fast=False),
 )
+
+
+def glance(
+    locale_now: Callable[[], str] = partial(locale.setlocale, locale.LC_ALL),  # noqa: B008
+    root: logging.Logger = logging.getLogger(),  # noqa: B008
+    manager: logging.Manager = logging.getLogger().manager,  # noqa: B008
+) -> tuple[Any, ...]:
+    """Everything that is fast, at once and as cheaply as it can be had: equal as long as nothing has changed.
+
+    Of decimal only what anybody changes; the rest of it is seen at the next look at everything.
+    """
+    decimal = sys.modules.get("decimal")
+    default = None if decimal is None else decimal.DefaultContext
+    return (
+        time.tzname,
+        time.timezone,
+        locale_now(),
+        None if default is None else (default.prec, default.rounding),
+        [*warnings.filters],
+        root.level,
+        [*root.handlers],
+        [*root.filters],
+        manager.disable,
+        logging.getLogRecordFactory(),
+        logging.getLoggerClass(),
+        [*sys.path],
+        sys.stdin,
+        sys.stdout,
+        sys.stderr,
+        sys.excepthook,
+        sys.displayhook,
+        sys.unraisablehook,
+        threading.excepthook,
+        socket.getdefaulttimeout(),
+        sys.getrecursionlimit(),
+        sys.getswitchinterval(),
+        gc.isenabled(),
+        gc.get_threshold(),
+    )
