@@ -66,6 +66,7 @@ class Heap:
         self._imported: dict[str, frozenset[str]] = {}
         self._patchable: dict[str, tuple[list[str], list[tuple[str, list[str]]]]] = {}
         self._patchable_left = PATCHABLE
+        self._functions: dict[int, Node] = {}
 
     def snapshot(self) -> Snapshot:
         """Everything that can be reached. Garbage is collected first: what only waits for that is no leak."""
@@ -113,7 +114,7 @@ class Heap:
         known = self._imported.get(module.__name__)
         if known is None:
             tree = ast.Module([], [])
-            with contextlib.suppress(OSError, SyntaxError, ValueError, TypeError):
+            with contextlib.suppress(OSError, SyntaxError, ValueError, KeyError):
                 tree = ast.parse(Path(str(vars(module)["__file__"])).read_bytes())
             known = frozenset(
                 alias.asname or alias.name
@@ -155,14 +156,18 @@ class Heap:
         for name in sorted(self._names_of_others() - self._patchable.keys()):
             self._patchable[name] = self._patchable_in(sys.modules[name])
         found: dict[str, Node] = {}
+        seen: set[int] = set()
         for name, (functions, classes) in self._patchable.items():
             members = vars(sys.modules[name]) if name in sys.modules else {}
             root = found[name] = Node("pool", "module")
             root.children = {f".{function}": self._patch(members.get(function)) for function in functions}
             for title, methods in classes:
-                node = root.children[f".{title}"] = self._patch(members.get(title))
-                if issubclass(type(members.get(title)), type):
-                    own = names_of_class(members[title])
+                kind = members.get(title)
+                root.children[f".{title}"] = node = self._patch(kind)
+                if id(kind) not in seen and issubclass(type(kind), type):  # a class has several names and still the same methods
+                    seen.add(id(kind))
+                    own = names_of_class(kind)
+                    node = root.children[f".{title}"] = Node(node.form, node.type, node.token, rule=node.rule)
                     node.children = {f".{method}": self._patch(own.get(method)) for method in methods}
         return found
 
@@ -194,7 +199,12 @@ class Heap:
     def _patch(self, value: Any) -> Node:
         value = unwrapped(value)
         serial = self.serials.of(value)
-        return Node("object", _function_text(value), id(value) if serial is None else serial, rule="patched")
+        known = self._functions.get(serial) if serial is not None else None
+        if known is None:
+            known = Node("object", _function_text(value), id(value) if serial is None else serial, rule="patched")
+            if serial is not None:
+                self._functions[serial] = known
+        return known
 
     def _patch_at(self, path: str) -> object:
         for name in sorted((name for name in self._patchable if path.startswith(f"{name}.")), key=len, reverse=True):

@@ -30,11 +30,10 @@ async def get(app: Any, path: str, user: str = "alice") -> int:
         "state": {},
     }
     sent: list[dict[str, Any]] = []
+    request = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> dict[str, Any]:
-        if sent:
-            await asyncio.Event().wait()
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return request.pop() if request else await asyncio.get_running_loop().create_future()
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
