@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
 import time
@@ -95,9 +94,6 @@ class Http:
         timeouts = (self.keep_alive or math.inf, self.header_timeout, self.body_timeout, self.write_timeout, *pings)
         self._interval = min(1.0, max(0.05, min(timeouts) / 4))
         self._tick()
-        # What startup made stays: it need not be looked at in every collection.
-        gc.collect()
-        gc.freeze()
 
     def connection(self, worker: Worker, bind: Bind) -> HttpConnection:
         return HttpConnection(self)

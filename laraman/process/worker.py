@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from laraman import events
 from laraman.errors import ConfigError
 from laraman.net.bind import Bind
+from laraman.process import garbage as garbage  # early: it notes how the interpreter sets its collector
 
 if TYPE_CHECKING:
     import asyncio

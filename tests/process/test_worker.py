@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import select
@@ -22,6 +23,7 @@ from laraman import events
 from laraman.config import Config
 from laraman.errors import BootError, ConfigError
 from laraman.net.link import Backoff, current_worker, link
+from laraman.process import garbage
 from laraman.process import worker as worker_module
 from laraman.process.worker import Worker, import_listeners
 from laraman.protocols.ipc import Ipc
@@ -463,6 +465,29 @@ def test_a_worker_of_any_kind_that_has_reached_a_limit_asks_for_a_successor_and_
         boss.hear("beat", len([envelope for envelope in boss.heard if envelope["op"] == "beat"]) + 2)
         assert len(boss.hear("retire")) == 1
         assert boss.stop("recycle") == 0
+
+
+@fork
+def test_every_kind_of_worker_freezes_what_its_startup_made_and_collects_when_idle(start: Callable[..., Boss], diary: Diary) -> None:
+    class Lost:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            diary.write("collected")
+
+    class Careless:
+        def on_message(self, connection: Connection, message: str) -> None:
+            diary.write(f"{gc.get_freeze_count() > 1000} {gc.get_threshold() == garbage.SERVING}")
+            Lost()
+
+    boss = start(Worker("careless", "text://127.0.0.1:0", handler=Careless()), timeout_worker_healthcheck=0.4)
+    boss.hear("ready")
+    with boss.connect() as client:
+        client.sendall(b"a\n")
+        diary.wait_for("collected")
+    assert boss.stop() == 0
+    assert diary.lines() == [f"True {sys.version_info < (3, 14)}", "collected"]
 
 
 @fork
