@@ -43,9 +43,10 @@ class InWorker:
 
 
 @contextlib.asynccontextmanager
-async def in_worker(settings: GatewayConfig, *, name: str = "http", slot: int = 0) -> AsyncIterator[InWorker]:
+async def in_worker(settings: GatewayConfig, *, name: str = "http", slot: int = 0, isolation: str = "concurrent") -> AsyncIterator[InWorker]:
     """A bus that is registered for events; at the end it leaves, and nothing of it is left."""
-    worker = SimpleNamespace(name=name, slot=slot, in_flight=0, links=set(), sandbox=Sandbox(), tasks=None)
+    worker: Any = SimpleNamespace(name=name, slot=slot, in_flight=0, links=set(), tasks=None, config=SimpleNamespace(isolation=isolation))
+    worker.sandbox = Sandbox(worker)
     token = current_worker.set(worker)
     try:
         async with anyio.create_task_group() as group:

@@ -16,7 +16,7 @@ from laraman import events, gateway
 from laraman.events import MessageReceived, MessageTerminated, OperationTerminated, WorkerError
 from laraman.gateway.lanes import Lanes
 from laraman.sandbox.locals import Local, local
-from laraman.sandbox.operation import current
+from laraman.sandbox.operation import Operation, current
 from laraman.sandbox.surroundings import Sandbox
 from tests.net.serving import until
 
@@ -184,6 +184,7 @@ async def test_every_message_has_a_context_of_its_own() -> None:
 async def test_every_message_is_an_operation_with_instances_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Local, "count", 0)
     seen: list[str] = []
+    operations: list[Operation] = []
     numbers = iter(range(10))
 
     def make() -> Iterator[int]:
@@ -198,6 +199,8 @@ async def test_every_message_is_an_operation_with_instances_of_its_own(monkeypat
         operation = current()
         assert operation is not None
         assert operation.subject is event
+        assert not operation.ended
+        operations.append(operation)
         seen.append(f"{operation.name} {numbered()}")
 
     @gateway.on_message
@@ -213,6 +216,7 @@ async def test_every_message_is_an_operation_with_instances_of_its_own(monkeypat
         await until(lambda: not worker.in_flight)
         assert worker.sandbox.active == 0
     assert seen == ["message Message 0", "good 0", "close 0", "message Message 1", "bad 1", "close 1"]
+    assert all(operation.ended for operation in operations)
 
 
 async def test_who_begins_to_listen_hears_the_next_message() -> None:

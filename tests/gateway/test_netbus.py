@@ -14,8 +14,10 @@ from websockets.exceptions import ConnectionClosed
 from laraman import events, gateway
 from laraman.config.gateway import GatewayConfig
 from laraman.errors import ConfigError, LinkDown, UnknownGateway
+from laraman.events import OperationTerminated
 from laraman.gateway import NetBus
 from laraman.net.dial import resolve as resolve_name
+from laraman.sandbox.surroundings import Sandbox
 from tests.conftest import free_ports
 from tests.gateway.clients import config, elsewhere, in_worker
 from tests.gateway.gateway import DEADLINE, Running, gateway_running, until
@@ -466,6 +468,44 @@ async def test_from_a_browser_to_a_handler_and_back() -> None:
             [uniq_id] = running.uniq_ids
         await until(lambda: len(seen) == 2)
     assert seen == [("open", "room=1", "127.0.0.1"), ("close", uniq_id)]
+
+
+async def test_a_message_is_an_operation_once_and_only_in_the_worker_that_it_is_for() -> None:
+    """Neither the gateway's connections nor the links of its clients make operations of what they pass on."""
+    told: list[Any] = []
+    events.on(OperationTerminated, told.append)
+
+    @gateway.on_message
+    async def received(message: gateway.Message) -> None:
+        await gateway_bus.bus.topic_count()  # a question and its answer
+        await message.reply(message.data)
+
+    async with gateway_running() as running:
+        running.worker.sandbox = Sandbox(running.worker)
+        async with in_worker(config(entry(running))) as gateway_bus, running.browser() as browser:
+            await browser.send("hello")
+            await browser.recv()
+            await until(lambda: told)
+    assert [(event.message.text, event.worker) for event in told] == [("hello", gateway_bus.worker)]
+
+
+async def test_under_serial_isolation_messages_wait_where_their_time_does_not_run() -> None:
+    most = 0
+
+    @gateway.on_message
+    async def received(message: gateway.Message) -> None:
+        nonlocal most
+        await asyncio.sleep(0.01)  # the others come meanwhile
+        most = max(most, sum(task.get_name() == "message" for task in asyncio.all_tasks()))
+        await message.reply(message.data)
+
+    async with gateway_running() as running, in_worker(config(entry(running)), isolation="serial"), contextlib.AsyncExitStack() as stack:
+        browsers = [await stack.enter_async_context(running.browser()) for _ in range(5)]
+        for browser in browsers:
+            await browser.send("hello")
+        for browser in browsers:
+            await browser.recv()
+    assert most == 1
 
 
 async def test_a_gateway_that_was_restarted_has_its_workers_again() -> None:

@@ -18,7 +18,7 @@ from laraman.events import MessageReceived
 from laraman.net.connection import CLOSED, MAX_PENDING, OPEN, Connection, keep_alive, name_text
 from laraman.protocols.framing import Frame, Raw, Text
 from laraman.sandbox.locals import local
-from laraman.sandbox.operation import current
+from laraman.sandbox.operation import Operation, current
 from laraman.sandbox.surroundings import Sandbox
 from tests.net.serving import DEADLINE, a_worker, serving, until
 
@@ -641,11 +641,15 @@ async def test_cancel_ends_a_handler() -> None:
 async def test_nothing_crosses_from_one_message_to_another(is_async: bool, heard: bool, around: Around) -> None:
     """What startup has set is there; what a handler sets is not there for the next message, nor for other connections, nor for the end."""
     seen: list[Any] = []
+    operations: list[Operation] = []
     if heard:
         around.listen()
 
     def note(what: Any) -> None:
-        seen.append((what, marked.get(), current().name))  # type: ignore[union-attr]
+        operation: Any = current()
+        assert not operation.ended
+        operations.append(operation)
+        seen.append((what, marked.get(), operation.name))
         marked.set(what)
 
     class Marking(Recorder):
@@ -687,6 +691,7 @@ async def test_nothing_crosses_from_one_message_to_another(is_async: bool, heard
         messages[2],
         ("close", "startup", "connection on_close"),
     ]
+    assert all(operation.ended for operation in operations)
 
 
 async def test_the_events_around_messages_and_their_outcome(around: Around) -> None:
@@ -780,6 +785,29 @@ async def test_a_message_that_is_cancelled_is_told_to_be_over(lost: bool, around
         assert (served.worker.in_flight, served.worker.sandbox.active) == (0, 0)
 
 
+@pytest.mark.parametrize("how", ["ends at that moment", "cancelled by the loop's end"])
+async def test_what_waits_behind_a_message_that_is_cancelled_is_dropped(how: str) -> None:
+    """Also where the connection was lost before, which alone drops nothing."""
+    gate = asyncio.Event()
+
+    async def answer(connection: Connection, message: str) -> None:
+        await gate.wait()
+
+    async with serving(Recorder(answer)) as served:
+        _, writer = await served.connect()
+        writer.write(b"a\nb\n")
+        connection = await until(lambda: next((made for made in served.made if made.messages_in == 2), None))
+        reset(writer)
+        await connection.wait_closed()
+        if how == "ends at that moment":
+            gate.set()
+            connection.cancel()
+        else:
+            connection.running.cancel()
+        await until(lambda: served.handler.ended)
+        assert served.handler.seen == ["connect", "a", "close"]
+
+
 async def test_a_message_that_has_just_come_is_cancelled_properly_too(around: Around) -> None:
     around.listen()
 
@@ -817,12 +845,16 @@ async def test_locals_are_of_one_message_and_closed_after_it(around: Around) -> 
         if message == "c":
             raise ValueError(message)
 
-    async with serving(Recorder(answer)) as served:
+    class Counting(Recorder):
+        def on_connect(self, connection: Connection) -> None:
+            told.append(f"connect {counted()}")
+
+    async with serving(Counting(answer)) as served:
         reader, writer = await served.connect()
         writer.write(b"a\nb\nc\n")
         assert await reader.read() == b""
         await until(lambda: served.handler.ended)
-    assert told == ["a 0", "a 0", "close 0", "b 1", "b 1", "close 1", "c 2", "c 2", "close 2"]
+    assert told == ["connect 0", "close 0", "a 1", "a 1", "close 1", "b 2", "b 2", "close 2", "c 3", "c 3", "close 3"]
 
 
 async def test_a_handler_whose_own_task_was_cancelled_has_failed(caplog: pytest.LogCaptureFixture) -> None:
