@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laraman.check import process
-from laraman.check.outline import CLOSED, Node, Outlines, Part, Serials, module_of, names_of_class, qualname_of, unwrapped
+from laraman.check.outline import CLOSED, Node, Outlines, Part, Serials, addresses, is_one_of, module_of, names_of_class, qualname_of, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +40,7 @@ _BEHIND = ("", ".", "[", "{")
 
 _HEAP_TYPE = 1 << 9
 _flags_of = type.__dict__["__flags__"].__get__
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, staticmethod, classmethod, property)
+_FUNCTIONS = addresses(types.FunctionType, types.BuiltinFunctionType, staticmethod, classmethod, property)
 
 
 class Snapshot:
@@ -187,12 +187,12 @@ class Heap:
         for name, value in list(vars(module).items()):
             if self._patchable_left < 0:
                 break
-            if type(value) in _FUNCTIONS:
+            if is_one_of(value, _FUNCTIONS):
                 functions.append(name)
                 self._patchable_left -= 1
             elif issubclass(type(value), type) and not self.outlines.own(module_of(value)):
                 mutable = _flags_of(value) & _HEAP_TYPE
-                classes.append((name, [method for method, member in names_of_class(value).items() if mutable and type(member) in _FUNCTIONS]))
+                classes.append((name, [method for method, member in names_of_class(value).items() if mutable and is_one_of(member, _FUNCTIONS)]))
                 self._patchable_left -= 1 + len(classes[-1][1])
         return functions, classes
 

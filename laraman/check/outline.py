@@ -93,42 +93,54 @@ def type_name(kind: type) -> str:
     return qualname_of(kind) if module == "builtins" or not isinstance(module, str) else f"{module}.{qualname_of(kind)}"
 
 
+def addresses(*kinds: type) -> frozenset[int]:
+    return frozenset(map(id, kinds))
+
+
+def is_one_of(obj: Any, kinds: frozenset[int]) -> bool:
+    """Whether its type is one of ``addresses``. Types are not compared with each other: that may be the application's doing too."""
+    return id(type(obj)) in kinds
+
+
+_DESCRIPTORS = addresses(types.MemberDescriptorType, types.GetSetDescriptorType)
+_WRAPPERS = addresses(staticmethod, classmethod)
+
+
 def attributes(obj: Any) -> dict[str, Any]:
     """``vars(obj)`` and the slots, also where the type has other ideas of ``__dict__`` and ``__getattribute__``."""
     found: dict[str, Any] = {}
     for kind in mro_of(type(obj)):
         for name, member in list(names_of_class(kind).items()):
-            if type(member) is types.MemberDescriptorType and name not in found:
-                try:
-                    found[name] = member.__get__(obj)
-                except AttributeError:  # a slot that is empty
-                    continue
-            elif name == "__dict__" and type(member) is types.GetSetDescriptorType:
-                try:
-                    values = member.__get__(obj)
-                except (AttributeError, TypeError):
-                    continue
-                found.update((key, value) for key, value in list(dict.items(values)) if type(key) is str)
+            if not is_one_of(member, _DESCRIPTORS) or name in found:
+                continue
+            try:
+                value = member.__get__(obj)
+            except (AttributeError, TypeError):  # a slot that is empty
+                continue
+            if name == "__dict__" and type(value) is dict:
+                found.update((key, value) for key, value in list(value.items()) if type(key) is str)
+            elif type(member) is types.MemberDescriptorType:
+                found[name] = value
     return found
 
 
 # Values ---------------------------------------------------------------------------------------------------------------------------
 
-_PLAIN = frozenset({type(None), bool, int, complex, type(...), type(NotImplemented), range})
-_PRINTED = frozenset({datetime.date, datetime.timedelta, decimal.Decimal, uuid.UUID, pathlib.PosixPath, pathlib.PurePosixPath, pathlib.WindowsPath})
+_PLAIN = addresses(type(None), bool, int, complex, type(...), type(NotImplemented), range)
+_PRINTED = addresses(datetime.date, datetime.timedelta, decimal.Decimal, uuid.UUID, pathlib.PosixPath, pathlib.PurePosixPath, pathlib.WindowsPath)
 
 
 def value_of(obj: Any, kind: type) -> Any:
     """What stands for a value that cannot change, as something that can be compared and hashed; ``_NO_VALUE`` when it is something else."""
     if kind is str or kind is bytes:
         return obj if len(obj) <= VALUE else (len(obj), hash(obj), obj[:80])
-    if kind in _PLAIN:
+    if id(kind) in _PLAIN:
         return obj
     if kind is float:
         return obj if obj == obj else "nan"
-    if kind in _PRINTED:
+    if id(kind) in _PRINTED:
         return repr(obj)
-    if kind in (datetime.datetime, datetime.time):
+    if kind is datetime.datetime or kind is datetime.time:
         zone = obj.tzinfo
         return repr(obj) if zone is None or type(zone) is datetime.timezone else _NO_VALUE
     if kind is decimal.Context:
@@ -224,7 +236,7 @@ class Outlines:
         value = value_of(obj, kind)
         if value is not _NO_VALUE:
             return Node("value", type_name(kind), value), []
-        special = _SPECIAL.get(kind)
+        special = _SPECIAL.get(id(kind))
         if special is not None:
             return special(self, obj, level)
         container = container_of(kind)
@@ -244,7 +256,8 @@ class Outlines:
 
     def _container(self, obj: Any, level: int, base: type, form: str, iterate: Callable[[Any], Any]) -> tuple[Node, list[Part]]:
         kind = type(obj)
-        node = Node(form, type_name(kind), size=_SIZES[base](obj), where=id(obj))
+        # What cannot be changed can only be replaced, whether or not the next one has the same address.
+        node = Node(form, type_name(kind), size=_SIZES[base](obj), where=0 if base in (tuple, frozenset) else id(obj))
         if level:
             node.form = "size"
             return node, []
@@ -410,21 +423,22 @@ def _cell(cell: types.CellType) -> Any:
 
 
 def unwrapped(value: Any) -> Any:
-    return value.__func__ if type(value) in (staticmethod, classmethod) else value
+    return value.__func__ if is_one_of(value, _WRAPPERS) else value
 
 
-_SPECIAL: dict[type, Callable[[Outlines, Any, int], tuple[Node, list[Part]]]] = {
-    types.FunctionType: Outlines._function,
-    types.MethodType: Outlines._method,
-    types.MappingProxyType: Outlines._proxy,
-    functools.partial: Outlines._partial,
-    functools._lru_cache_wrapper: Outlines._cache,
-    functools.cached_property: Outlines._cached_property,
-    property: Outlines._property,
-    contextvars.Context: Outlines._context,
-    contextvars.ContextVar: Outlines._context_variable,
-    Gauge: Outlines._gauge,
-    bytearray: Outlines._buffer,
-    io.BytesIO: Outlines._buffer,
-    io.StringIO: Outlines._buffer,
+#: By address of the type.
+_SPECIAL: dict[int, Callable[[Outlines, Any, int], tuple[Node, list[Part]]]] = {
+    id(types.FunctionType): Outlines._function,
+    id(types.MethodType): Outlines._method,
+    id(types.MappingProxyType): Outlines._proxy,
+    id(functools.partial): Outlines._partial,
+    id(functools._lru_cache_wrapper): Outlines._cache,
+    id(functools.cached_property): Outlines._cached_property,
+    id(property): Outlines._property,
+    id(contextvars.Context): Outlines._context,
+    id(contextvars.ContextVar): Outlines._context_variable,
+    id(Gauge): Outlines._gauge,
+    id(bytearray): Outlines._buffer,
+    id(io.BytesIO): Outlines._buffer,
+    id(io.StringIO): Outlines._buffer,
 }

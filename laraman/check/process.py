@@ -105,8 +105,10 @@ def _threads(outlines: Outlines) -> Node:
 
 def _objects(outlines: Outlines) -> Node:
     """Living objects of the application's types: what is held where no name leads to."""
-    counts: Counter[type] = Counter(map(type, gc.get_objects()))
-    return _counted("object", {type_name(kind): count for kind, count in counts.items() if outlines.own(module_of(kind))}, "held")
+    kinds = list(map(type, gc.get_objects()))
+    by_address = dict(zip(map(id, kinds), kinds, strict=True))
+    counts = Counter(map(id, kinds))
+    return _counted("object", {type_name(kind): counts[address] for address, kind in by_address.items() if outlines.own(module_of(kind))}, "held")
 
 
 def _modules(outlines: Outlines) -> Node:
