@@ -12,6 +12,7 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 import pytest
 import sqlalchemy
 import structlog
@@ -129,6 +130,8 @@ def test_a_session_nobody_holds_any_more_gives_its_connection_back(engine: sqlal
 
 
 def test_sessions_that_end_what_they_begin_are_none_of_our_business(engine: sqlalchemy.Engine, caplog: pytest.LogCaptureFixture) -> None:
+    sessions: list[Any] = []
+
     def use() -> None:
         with Session(engine) as session:
             insert(session)
@@ -137,14 +140,14 @@ def test_sessions_that_end_what_they_begin_are_none_of_our_business(engine: sqla
             with session.begin_nested():
                 insert(session, "carol")
             session.rollback()
+        operation = adapters.current()
+        assert operation is not None
+        assert sessions[0]._open[operation] == {}  # a websocket session may have a million of them
 
     async def main(resets: Resets) -> list[str]:
-        operation = Operation(TASK, "test")
+        sessions[:] = [close.__self__ for close in resets._close if isinstance(getattr(close, "__self__", None), adapters.Sessions)]
         for _ in range(2):
-            await operate(resets, use, operation)
-            operation.ended = False
-            sessions = next(iter(resets._close)).__self__  # type: ignore[attr-defined]
-            assert not sessions._open.get(operation)  # a websocket session may have a million of them
+            await operate(resets, use)
         return users(engine)
 
     assert play(main) == ["alice", "alice"]
@@ -158,6 +161,7 @@ def test_a_session_begun_outside_of_operations_is_left_alone(engine: sqlalchemy.
         async def main(resets: Resets) -> bool:
             insert(outside, "bob")
             await operate(resets, lambda: insert(outside, "carol"))
+            await operate(resets, outside.begin_nested)
             return outside.in_transaction()
 
         assert play(main) is True
@@ -187,11 +191,20 @@ def test_of_two_operations_each_ends_its_own(engine: sqlalchemy.Engine) -> None:
 
 
 def test_a_session_begun_in_a_thread_is_closed_when_the_call_is_over(engine: sqlalchemy.Engine) -> None:
-    kept = Session(engine)
+    closed_in: list[int] = []
+
+    class Watched(Session):
+        def close(self) -> None:
+            closed_in.append(threading.get_ident())
+            super().close()
+
+    kept = Watched(engine)
 
     async def main(resets: Resets) -> list[str]:
         await operate(resets, lambda: asyncio.to_thread(insert, kept))
         assert not kept.in_transaction()
+        assert len(closed_in) == 1
+        assert closed_in[0] != threading.get_ident()  # the database may take its time
         return users(engine)
 
     assert play(main) == []
@@ -236,6 +249,25 @@ def test_code_that_outlives_the_operation_keeps_its_session(engine: sqlalchemy.E
 
     play(main)
     other.dispose()
+
+
+def test_what_begins_when_the_operation_is_over_is_not_held(engine: sqlalchemy.Engine) -> None:
+    async def main(resets: Resets) -> None:
+        operation, go = Operation(TASK, "test"), asyncio.Event()
+        left: list[asyncio.Task[None]] = []
+
+        async def task() -> None:
+            await go.wait()
+            with Session(engine) as session:
+                insert(session)
+                sessions = next(close.__self__ for close in resets._close if isinstance(getattr(close, "__self__", None), adapters.Sessions))
+                assert operation not in sessions._open
+
+        await operate(resets, lambda: left.append(asyncio.create_task(task())), operation)
+        go.set()
+        await left[0]
+
+    play(main)
 
 
 @pytest.mark.parametrize("dropped", [False, True])
@@ -284,7 +316,7 @@ def test_registries_of_sessions_are_emptied_where_they_are_used(engine: sqlalche
         registry()
         session = by_scope()
         async_registry()
-        await asyncio.to_thread(int)
+        await anyio.to_thread.run_sync(int)
         assert by_scope() is session  # it is of the operation, not of the call
         return known
 

@@ -177,6 +177,39 @@ def test_state_of_c_objects_is_put_back() -> None:
         assert text.getvalue() == "text"
 
 
+def test_a_state_that_the_object_keeps_is_a_copy() -> None:
+    class Keeps(random.Random):
+        def __init__(self) -> None:
+            self.seen = [1]
+
+        def __reduce__(self) -> Any:
+            return Keeps, (), {"seen": self.seen}
+
+        def __setstate__(self, state: Any) -> None:
+            self.seen = state["seen"]
+
+    value = Keeps()
+    memento, _ = remember(value)
+    for _ in range(2):
+        value.seen.append(2)
+        assert memento.restore()
+        assert value.seen == [1]
+
+
+def test_a_set_that_was_put_back_is_not_changed_though_its_order_may_be() -> None:
+    value = set(range(20))
+    value.intersection_update({2, 9})
+    value |= set(range(20))
+    value.difference_update(set(range(20)) - {2, 9})
+    before = list(value)
+    memento, _ = remember(value)
+    value.add(3)
+    memento.restore()
+    assert value == {2, 9}
+    assert list(value) != before  # or this test shows nothing
+    assert not memento.changed()
+
+
 def test_an_opaque_object_is_the_same_for_everybody_who_held_it() -> None:
     numbers = array.array("i", [1])
     value = {"a": numbers, "b": [numbers]}
