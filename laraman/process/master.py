@@ -5,6 +5,7 @@ No event loop, no threads and no application code run here, so that ``fork`` sta
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import selectors
@@ -176,6 +177,9 @@ class Master:
         self._open_state()
         if (threads := thread_count()) > 1:
             logger.warning("The master has %d threads: a fork copies only one, and what the others hold locked stays locked", threads)
+        # What is here now stays: a child that looks for garbage need not touch it, so its pages stay shared.
+        gc.collect()
+        gc.freeze()
         self.phase = "starting"
         setproctitle(f"laraman: master {self.name}")
         self._say_hello()

@@ -42,7 +42,7 @@ logger = logging.getLogger("uvicorn.error")
 #: The most descriptors that come with one order: the channel, the black box, the listening sockets.
 MAX_DESCRIPTORS = 64
 #: Modules that a worker imports only while it starts or serves; those that are not installed are left out.
-LATER = ("laraman.process.child", "anyio._backends._asyncio", "asyncio.unix_events", "concurrent.futures.thread", "encodings.idna", "stringprep")
+LATER = ("laraman.process.child", "laraman.sandbox.adapters", "anyio._backends._asyncio", "concurrent.futures.thread", "encodings.idna")
 
 
 def template_of(worker: Worker) -> Template:
@@ -204,6 +204,7 @@ class Template(Worker):
         self, slot: int, generation: int, given: list[int], mask: set[int], told: int, tell: int, gone: int, staying: int
     ) -> NoReturn:
         from laraman.process.children import live
+        from laraman.sandbox.adapters import after_fork
 
         channel, black_box, *binds = given
 
@@ -217,6 +218,7 @@ class Template(Worker):
             self._channel.close()
             for bind, descriptor in zip(self.of.binds, binds, strict=True):
                 bind.open(descriptor)
+            after_fork()
 
         live(self.of, slot, generation, socket.socket(fileno=channel), self.config, black_box, mask, leave)
 

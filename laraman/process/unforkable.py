@@ -37,7 +37,8 @@ class Watch:
         frames = sys._current_frames()
         for thread in running:
             if thread not in self._threads:
-                yield f"the thread {thread.name!r}{_where(frames.get(thread.ident or 0))} does not run in the workers: a fork copies no threads"
+                where = _where(frames.get(thread.ident or 0))
+                yield f"the thread {thread.name!r}{where} does not run in the workers: a fork copies no threads"
         if (natives := thread_count() - len(running) - self._natives) > 0:
             yield f"{natives} thread(s) that Python did not start do not run in the workers: a fork copies no threads"
 
@@ -51,7 +52,8 @@ class Watch:
             return
         names = _names(lambda value: isinstance(value, socket.socket) and value.fileno() in new, lambda value: value.fileno())
         for descriptor in new:
-            yield f"the socket{_address(descriptor)}{_called(names.get(descriptor))} is one and the same in all workers: they disturb each other on it"
+            what = f"the socket{_address(descriptor)}{_called(names.get(descriptor))}"
+            yield f"{what} is one and the same in all workers: they disturb each other on it"
 
 
 def _loops(loops: list[Any]) -> Iterator[str]:

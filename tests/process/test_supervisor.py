@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from laraman.errors import IllegalTransition
 from laraman.process import supervisor
-from laraman.process.supervisor import Desired, Kill, Process, Spawn, State, Stop, Verdict, backoff, judge, reconcile, settled
+from laraman.process.supervisor import Desired, Kill, Process, Spawn, State, Stop, Verdict, backoff, give_up, judge, reconcile, settled
 
 NOW = 1000.0
 
@@ -37,6 +37,7 @@ class World(RuleBasedStateMachine):
         self.now = NOW
         self.pid = 0
         self.desired = {"http": Desired(count), "ticker": Desired(1), "gateway": Desired(1, exclusive=True)}
+        self.desired |= {"template": Desired(1), "forked": Desired(2, template="template")}
         self.processes: list[Process] = []
         self.killed: set[int] = set()
         self.fatal = False
@@ -67,6 +68,8 @@ class World(RuleBasedStateMachine):
             match action:
                 case Spawn("gateway", slot, _):
                     assert not [other for other in self.alive() if (other.worker, other.slot) == ("gateway", slot)], "two at a time"
+                case Spawn("forked", _, generation) if not self.can_fork(generation, touched):
+                    raise AssertionError("no template could fork it")
                 case Kill(process):
                     assert process.pid not in self.killed, "killed twice"
                     self.killed.add(process.pid)
@@ -93,6 +96,10 @@ class World(RuleBasedStateMachine):
         leaving = [process for process in members if process.retiring and (process.state is not State.STOPPING or process.deadline is not None)]
         begun = {process.slot for process in leaving if process.state not in supervisor.LIVE}
         return begun | {process.slot for process in leaving for other in members if other.slot == process.slot and not other.retiring}
+
+    def can_fork(self, generation: int, touched: list[int]) -> bool:
+        ready = [process for process in self.alive(State.READY) if process.worker == "template"]
+        return any(process.generation >= generation and (process.pid not in touched or len(ready) > 1) for process in ready)
 
     @rule()
     def obey(self) -> None:
@@ -127,13 +134,17 @@ class World(RuleBasedStateMachine):
     def gone(self, process: Process, code: int | None, first_boot: bool = False) -> None:
         wanted = self.desired[process.worker]
         others = [other for other in self.alive() if other is not process and other.worker == process.worker]
-        verdict = judge(wanted, process, others, self.now, code=code, first_boot=first_boot)
+        served = [other for other in self.alive() if self.desired[other.worker].template == process.worker]
+        verdict = judge(wanted, process, others, self.now, code=code, first_boot=first_boot, served=served)
         assert (verdict is Verdict.EXPECTED) == process.dismissed
+        if verdict is Verdict.ROLL_FAILED:
+            give_up(self.desired, process.worker, self.alive())
         process.to(State.EXITED)
 
-    @rule(worker=st.sampled_from(["http", "ticker", "gateway"]))
-    def reload(self, worker: str) -> None:
-        self.desired[worker].roll("reload")
+    @rule(workers=st.sampled_from([["http"], ["ticker"], ["gateway"], ["template", "forked"]]))
+    def reload(self, workers: list[str]) -> None:
+        for worker in workers:
+            self.desired[worker].roll("reload")
 
     @rule(count=st.integers(1, 6))
     def scale(self, count: int) -> None:
@@ -171,7 +182,8 @@ class World(RuleBasedStateMachine):
         assert self.turn() == []
         if stopping:
             assert self.alive() == []
-            self.desired["http"].count, self.desired["ticker"].count = 2, 1
+            for name, count in (("http", 2), ("ticker", 1), ("template", 1), ("forked", 2)):
+                self.desired[name].count = count
 
 
 TestWorld = World.TestCase
@@ -404,3 +416,72 @@ def test_exclusive_processes_that_retire_take_turns_too() -> None:
     assert plan(wanted, *tired) == [Stop(tired[0], "recycle", 8.0, NOW + 10)]
     tired[0].stop("recycle", NOW + 10)
     assert plan(wanted, *tired) == []
+
+
+# Templates ------------------------------------------------------------------------------------------------------------------------
+
+
+def template(generation: int = 1, state: State = State.READY, **fields: Any) -> Process:
+    made = process(0, generation, state, **fields)
+    made.worker = "template"
+    return made
+
+
+def family(count: int = 2) -> dict[str, Desired]:
+    return {"template": Desired(1), "http": Desired(count, template="template")}
+
+
+def test_a_worker_with_a_template_waits_until_that_is_ready() -> None:
+    desired = family()
+    assert reconcile(desired, [], NOW) == [Spawn("template", 0, 1)]
+    assert reconcile(desired, [template(state=State.STARTING)], NOW) == []
+    assert reconcile(desired, [template()], NOW) == [Spawn("http", 0, 1), Spawn("http", 1, 1)]
+    assert reconcile(desired, [template(), process(0), process(1)], NOW) == []
+
+
+@pytest.mark.parametrize("how", [{"lost": NOW - 0.5}, {"state": State.STOPPING}, {"state": State.KILLED}, {"last_beat": NOW - 5}])
+def test_a_template_that_is_about_to_end_forks_no_more(how: dict[str, Any]) -> None:
+    ending = template()
+    for name, value in how.items():
+        setattr(ending, name, value)
+    assert not [action for action in reconcile(family(), [ending], NOW) if isinstance(action, Spawn) and action.worker == "http"]
+
+
+def test_a_reload_first_replaces_the_template_and_then_the_workers_from_it() -> None:
+    desired = family()
+    for wanted in desired.values():
+        wanted.roll("reload")
+    old = [template(), process(0), process(1)]
+    assert reconcile(desired, old, NOW) == [Spawn("template", 0, 2)]
+    new = template(2, State.STARTING)
+    assert reconcile(desired, [*old, new], NOW) == []
+    new.ready(NOW)
+    assert reconcile(desired, [*old, new], NOW) == [Stop(old[0], "reload", 8.0, NOW + 10), Spawn("http", 0, 2)]
+
+
+def test_a_template_that_cannot_boot_ends_the_reload_for_its_workers_too() -> None:
+    desired = family()
+    for wanted in desired.values():
+        wanted.roll("reload")
+    old = [template(), process(0)]
+    assert judge(desired["template"], template(2, State.STARTING), old[:1], NOW, code=3, served=old[1:]) is Verdict.ROLL_FAILED
+    give_up(desired, "template", old)
+    assert [(wanted.generation, wanted.rolling) for wanted in desired.values()] == [(1, False), (1, False)]
+    assert reconcile(desired, old, NOW) == [Spawn("http", 1, 1)], "the old template forks on"
+    for wanted in desired.values():
+        wanted.roll("reload")
+    assert {wanted.generation for wanted in desired.values()} == {3}
+
+
+def test_without_any_worker_left_a_failed_reload_goes_back_to_the_old_template() -> None:
+    desired = family(1)
+    for wanted in desired.values():
+        wanted.roll("reload")
+    judge(desired["template"], template(2, State.STARTING), [template()], NOW, code=3)
+    give_up(desired, "template", [template()])
+    assert reconcile(desired, [template()], NOW) == [Spawn("http", 0, 1)]
+
+
+def test_a_template_that_keeps_failing_does_not_end_workers_that_serve() -> None:
+    assert Verdict.FATAL not in crash(Desired(1), [], served=[process(1)])
+    assert crash(Desired(1), [])[-1] is Verdict.FATAL
