@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from laraman import log
 from laraman.check.course import check
 from laraman.check.diff import ROUNDS
+from laraman.check.play import Stage
 from laraman.check.requests import read_requests
 from laraman.errors import ConfigError
 
@@ -31,10 +32,11 @@ def run(config: Config, *, requests: str | None, rounds: str, timeout: str, json
     log.configure(replace(config, log_level="critical", access_log=False))  # what goes wrong is in the report, in a line
     stdout = sys.stdout  # the application may put another one in its place
     with _stdout_reserved():
-        report = check(replace(config, guard="off"), given, times, seconds)
+        stage = Stage(replace(config, guard="off"), seconds)
+        report = check(stage, given, times)
     width = get_terminal_size().columns if stdout.isatty() else None
     print(report.json() if json else report.table(width), file=stdout, flush=True)
-    return _leave(report.exit_code)
+    return _leave(report.exit_code, stage.stuck)
 
 
 def _at_least(low: float, kind: type[Any], flag: str, text: str) -> Any:
@@ -62,10 +64,10 @@ def _stdout_reserved() -> Iterator[None]:
         os.close(kept)
 
 
-def _leave(code: int) -> int:
-    """Return the exit code; but where threads of the application would keep the process, end it."""
+def _leave(code: int, stuck: bool) -> int:
+    """Return the exit code; but where something of the application would not let the process go, end it."""
     main = threading.main_thread()
-    if any(thread is not main and not thread.daemon for thread in threading.enumerate()):
+    if stuck or any(thread is not main and not thread.daemon for thread in threading.enumerate()):
         sys.stderr.flush()
         os._exit(code)
     return code

@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import replace
@@ -18,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from laraman.check.diff import Finding, Series, diff
 from laraman.check.heap import Heap
 from laraman.check.locate import locate
-from laraman.check.play import Stage, users
+from laraman.check.play import users
 from laraman.check.report import Played, Report
 from laraman.check.requests import Request, from_openapi, from_routes
 
 if TYPE_CHECKING:
     from laraman.check.heap import Snapshot
-    from laraman.check.play import Answer, User
+    from laraman.check.play import Answer, Stage, User
     from laraman.config import Config
 
 #: Seconds that nobody plays, to see what changes by itself.
@@ -33,12 +34,11 @@ IDLE = 0.25
 PATIENCE = 1.0
 
 
-def check(config: Config, given: list[Request] | None, rounds: int, timeout: float) -> Report:
-    """Check the application of ``config`` in this process: after it only the report is of use. ``timeout`` is in seconds, for each request.
+def check(stage: Stage, given: list[Request] | None, rounds: int) -> Report:
+    """Check the application on ``stage`` in this process: after it only the report is of use.
 
     ``given`` are the requests to play, None to find some. Raises BootError and ConfigError.
     """
-    stage = Stage(config, timeout)
     report: Report = stage.run(lambda: Course(stage, given, rounds).run())
     return report
 
@@ -51,7 +51,7 @@ class Course:
         self._given = given
         self._rounds = rounds
         self._guest, self._alice, self._bob = users()
-        self._found: dict[str, Finding] = {}  # by path
+        self._found: dict[str, Finding] = {}  # by name
         self._others: dict[str, list[str]] = {}  # further requests that cause it
         self._played: list[Played] = []
         self._noise: set[str] = set()
@@ -69,7 +69,7 @@ class Course:
         finally:
             await stage.end()
             gc.unfreeze()
-        findings = tuple((finding, tuple(self._others.get(path, ()))) for path, finding in self._found.items())
+        findings = tuple((finding, tuple(self._others.get(name, ()))) for name, finding in self._found.items())
         return Report(findings, tuple(self._played), self._rounds, tuple(stage.notes), time.monotonic() - began)
 
     async def _play(self, requests: list[Request]) -> None:
@@ -155,7 +155,7 @@ class Course:
                 await self._pair(request, other)
             series.add(await self._snapshot(None))
         for finding in series.findings():
-            if finding.path not in self._found:
+            if _name(finding.path) not in self._found:
                 await self._add(finding, await self._culprit(finding, requests), None)
 
     async def _pair(self, request: Request, other: Request) -> None:
@@ -181,9 +181,10 @@ class Course:
         path = finding.path
         if path in self._noise:
             return
-        if path in self._found:
+        name = _name(path)
+        if name in self._found:
             if request is not None:
-                self._others.setdefault(path, []).append(request.name)
+                self._others.setdefault(name, []).append(request.name)
             return
         place = finding.place
         if request is not None and not place:
@@ -193,7 +194,7 @@ class Course:
                 await self._stage.play(request, next(users))
 
             place = await locate(path, self._heap, again, self._base)
-        self._found[path] = replace(finding, request="" if request is None else request.name, place=place)
+        self._found[name] = replace(finding, request="" if request is None else request.name, place=place)
 
     def _look_for_strangers(self, request: Request, user: User, answer: Answer) -> None:
         """Whether somebody else's word is in the answer."""
@@ -201,6 +202,11 @@ class Course:
             path = f"response of {request.name}"
             if other is not user and path not in self._found and answer.shows(other.sign):
                 self._found[path] = Finding(path, "crossed", f"{user.name}'s", f"has {other.name}'s {other.sign}", request.name, answer.where)
+
+
+def _name(path: str) -> str:
+    """The same for each thread of a pool."""
+    return re.sub(r"\[thread \d+\]", "[thread]", path)
 
 
 def _pairs(requests: list[Request], turn: int) -> list[tuple[Request, Request]]:

@@ -127,7 +127,7 @@ def _same(one: Node, other: Node | None) -> bool:
 def _kind(old: Node, new: Node) -> str:
     if old.size is not None and new.size is not None and old.size != new.size:
         return "grows" if new.size > old.size else "shrinks"
-    return "rebound" if old.where != new.where else "changed"
+    return "changed" if old.where == new.where != 0 else "rebound"
 
 
 def _change(path: str, kind: str, old: Node, new: Node, rule: str = "") -> Change:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
 from fastapi import FastAPI, Header, Query
@@ -14,6 +13,9 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from laraman.check.requests import MARKER, Request, from_openapi, from_routes, read_requests
 from laraman.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def written(path: Path, text: str | bytes) -> Path:
