@@ -162,7 +162,7 @@ class Heap:
             root = found[name] = Node("pool", "module")
             root.children = {f".{function}": self._patch(members.get(function)) for function in functions}
             for title, methods in classes:
-                kind = members.get(title)
+                kind: Any = members.get(title)
                 root.children[f".{title}"] = node = self._patch(kind)
                 if id(kind) not in seen and issubclass(type(kind), type):  # a class has several names and still the same methods
                     seen.add(id(kind))
@@ -296,7 +296,7 @@ def _function_text(value: Any) -> str:
 def _print_of(node: Node, rest: str) -> object:
     """The fingerprint of what ``rest`` leads to below a node; None when it leads nowhere."""
     if not rest:
-        return (node.type, node.token, node.size, tuple(node.children))
+        return node.members if node.rule in ("counted", "held") else (node.type, node.token, node.size)
     for label, child in node.children.items():
         if rest.startswith(label) and rest[len(label) : len(label) + 1] in _BEHIND:
             found = _print_of(child, rest[len(label) :])

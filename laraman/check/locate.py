@@ -16,15 +16,13 @@ from laraman.check import process
 from laraman.sandbox.operation import relative
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Set
     from types import CodeType, FrameType
 
     from laraman.check.heap import Heap, Snapshot
 
 #: Seconds in which the threads of a pool have to come together.
 MEET_SECONDS = 2.0
-#: What holds a number of things: only the line that adds one is of interest, those that take away are not.
-_COUNTS = ("descriptors", "tasks", "threads", "objects")
 
 #: A line of the application: its code and number.
 Place = tuple["CodeType", int]
@@ -54,14 +52,16 @@ async def locate(path: str, heap: Heap, play: Callable[[], Awaitable[None]], bas
 
 
 class _Tracer:
-    """Attributes each change of what ``path`` leads to, to the line of the application that ran last in the same thread."""
+    """Attributes each change of what ``path`` leads to, to the line of the application that began last of those that run, whichever thread sees it."""
 
     def __init__(self, path: str, heap: Heap) -> None:
         self._read: Callable[[], object] = partial(heap.fingerprint, path)
-        self._counts = path.startswith(_COUNTS)
         self._own = heap.outlines.own
-        self._last: dict[int, Place] = {}  # by thread
-        self._lock = threading.Lock()
+        #: The line that runs in each thread, the one that began last at the end.
+        self._lines: dict[int, Place] = {}
+        self._latest: Place | None = None
+        self._lock = threading.RLock()  # the collector may run code of the application in between
+        self._first: object = None
         self._state: object = None
         #: Every change, and what it led to.
         self._changes: list[tuple[Place | None, object]] = []
@@ -75,7 +75,7 @@ class _Tracer:
         before, before_threads = sys.gettrace(), threading.gettrace()
         threading.settrace(self._enter)
         sys.settrace(self._enter)
-        self._state = self._read()
+        self._first = self._state = self._read()
         try:
             yield
         finally:
@@ -96,42 +96,46 @@ class _Tracer:
             while caller is not None and not self._own(caller.f_globals.get("__name__")):
                 caller = caller.f_back
             if caller is not None:  # whose line goes on
-                self._last[threading.get_ident()] = (caller.f_code, caller.f_lineno)
+                self._begin(caller)
+            else:
+                self._lines.pop(threading.get_ident(), None)
         elif event == "line":
             self._at(frame)
         return self._step
 
     def _at(self, frame: FrameType) -> None:
         self._look()
-        self._last[threading.get_ident()] = (frame.f_code, frame.f_lineno)
+        self._begin(frame)
+
+    def _begin(self, frame: FrameType) -> None:
+        thread = threading.get_ident()
+        self._lines.pop(thread, None)
+        self._lines[thread] = self._latest = (frame.f_code, frame.f_lineno)
 
     def _look(self) -> None:
-        """Whether something changed since the line that ran last."""
-        if not self._lock.acquire(blocking=False):
-            return  # another thread looks at this moment; the next line does
-        try:
+        """Whether something changed since the last look."""
+        with self._lock:
             state = self._read()
             if state != self._state:
                 self._state = state
-                self._changes.append((self._last.get(threading.get_ident()), state))
-        finally:
-            self._lock.release()
+                running = list(self._lines.values())
+                self._changes.append((running[-1] if running else self._latest, state))
 
     def culprit(self) -> Place | None:
-        """The line after which it stayed as it is now."""
+        """The line after which it stayed as it is now; of things that are counted, the line that made the last one of those that stay."""
         if not self._changes:
             return None
-        if not self._counts:
-            return self._changes[-1][0]
-        sizes = [_size(state) for _, state in self._changes]
-        reached = len(sizes) - 1
-        while reached and sizes[reached - 1] >= sizes[-1]:
-            reached -= 1
-        return self._changes[reached][0]
+        stays = self._members(len(self._changes) - 1)
+        for number in range(len(self._changes) - 1, -1, -1):
+            if stays & (self._members(number) - self._members(number - 1)):
+                return self._changes[number][0]
+            stays &= self._members(number - 1)
+        return self._changes[-1][0]
 
-
-def _size(state: object) -> int:
-    return state[2] if isinstance(state, tuple) and len(state) > 2 and isinstance(state[2], int) else 0
+    def _members(self, number: int) -> Set[int]:
+        """The things there were after a change, as far as they are counted."""
+        state = self._changes[number][1] if number >= 0 else self._first
+        return state if isinstance(state, frozenset) else frozenset()
 
 
 def _text(place: Place | None) -> str:

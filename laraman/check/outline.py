@@ -40,11 +40,23 @@ class Node:
     ``form``: "value" (``token`` is the value), "object" (``token`` is its serial number), "names" (attributes), "mapping", "set", "sequence",
     "pool" (members come and go), "cache", "size" (nothing but the size is looked at), "seen" (a name for what another path leads to).
     ``rule`` is how its differences are judged (``laraman.check.diff``), and ``where`` its address, which says no more than "not the same".
+    ``members`` are numbers of the things that are counted, by which the line that made one is found.
     """
 
-    __slots__ = ("bounded", "children", "form", "rule", "size", "text", "token", "type", "where")
+    __slots__ = ("bounded", "children", "form", "members", "rule", "size", "text", "token", "type", "where")
 
-    def __init__(self, form: str, type: str, token: Any = None, size: int | None = None, *, where: int = 0, rule: str = "", text: str = "") -> None:
+    def __init__(
+        self,
+        form: str,
+        type: str,
+        token: Any = None,
+        size: int | None = None,
+        *,
+        where: int = 0,
+        rule: str = "",
+        text: str = "",
+        members: frozenset[int] = frozenset(),
+    ) -> None:
         self.form = form
         self.type = type
         self.token = token
@@ -52,6 +64,7 @@ class Node:
         self.where = where
         self.rule = rule
         self.text = text
+        self.members = members
         self.bounded = False
         self.children: dict[str, Node] = {}
 

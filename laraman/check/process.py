@@ -13,7 +13,7 @@ import random
 import re
 import sys
 import threading
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,15 +37,19 @@ def nodes(outlines: Outlines) -> dict[str, Node]:
     return {name: read(outlines) for name, read in READERS.items()}
 
 
-def _counted(what: str, counts: Mapping[str, int], rule: str = "counted") -> Node:
-    node = Node("mapping", what, size=sum(counts.values()), rule=rule)
-    node.children = {f"[{name!r}]": Node("size", what, size=count, rule=rule) for name, count in sorted(counts.items())}
+def _counted(what: str, found: Mapping[str, list[int]], rule: str = "counted") -> Node:
+    """Things by their name; ``found`` has the numbers by which those of one name are told apart."""
+    every = [number for numbers in found.values() for number in numbers]
+    node = Node("mapping", what, size=len(every), rule=rule, members=frozenset(every))
+    node.children = {
+        f"[{name!r}]": Node("size", what, size=len(numbers), rule=rule, members=frozenset(numbers)) for name, numbers in sorted(found.items())
+    }
     return node
 
 
 def _descriptors(outlines: Outlines) -> Node:
     """Open files, sockets and other descriptors, by what they are."""
-    counts: Counter[str] = Counter()
+    found: defaultdict[str, list[int]] = defaultdict(list)
     directory = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
     for name in os.listdir(directory):
         try:
@@ -54,8 +58,8 @@ def _descriptors(outlines: Outlines) -> Node:
             if directory == "/proc/self/fd":
                 continue
             target = "descriptor"
-        counts[re.sub(r":\[\d+\]$", "", target)] += 1
-    return _counted("open", counts)
+        found[re.sub(r":\[\d+\]$", "", target)].append(int(name))
+    return _counted("open", found)
 
 
 def _tasks(outlines: Outlines) -> Node:
@@ -64,18 +68,18 @@ def _tasks(outlines: Outlines) -> Node:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return _counted("task", {})
-    counts: Counter[str] = Counter()
-    started: dict[str, set[str]] = {}
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    started: defaultdict[str, set[str]] = defaultdict(set)
     for task in asyncio.all_tasks(loop):
         coroutine: Any = task.get_coro()
         frame = getattr(coroutine, "cr_frame", None)
         module = frame.f_globals.get("__name__", "") if frame is not None else ""
         name = f"{module}.{getattr(coroutine, '__qualname__', type(coroutine).__name__)}"
-        counts[name] += 1
+        found[name].append(id(task))
         operation = _starter(task)
         if operation:
-            started.setdefault(name, set()).add(operation)
-    node = _counted("task", counts)
+            started[name].add(operation)
+    node = _counted("task", found)
     for name, operations in started.items():
         node.children[f"[{name!r}]"].text = f"started by {', '.join(sorted(operations))}"
     return node
@@ -93,22 +97,28 @@ def _starter(task: asyncio.Task[Any]) -> str:
 
 def _threads(outlines: Outlines) -> Node:
     """Threads by what they run, or by their name without its number."""
-    counts: Counter[str] = Counter()
+    found: defaultdict[str, list[int]] = defaultdict(list)
     for thread in threading.enumerate():
         if _POOLS.fullmatch(thread.name) or thread is threading.main_thread():
             continue
         target: Any = getattr(thread, "_target", None)
         module, name = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
-        counts[f"{module}.{name}" if outlines.own(module) else _NUMBERS.sub("", thread.name)] += 1
-    return _counted("thread", counts)
+        found[f"{module}.{name}" if outlines.own(module) else _NUMBERS.sub("", thread.name)].append(id(thread))
+    return _counted("thread", found)
 
 
 def _objects(outlines: Outlines) -> Node:
     """Living objects of the application's types: what is held where no name leads to."""
-    kinds = list(map(type, gc.get_objects()))
-    by_address = dict(zip(map(id, kinds), kinds, strict=True))
-    counts = Counter(map(id, kinds))
-    return _counted("object", {type_name(kind): counts[address] for address, kind in by_address.items() if outlines.own(module_of(kind))}, "held")
+    living = gc.get_objects()
+    kinds = dict(zip(map(id, map(type, living)), map(type, living), strict=True))
+    names = {address: type_name(kind) for address, kind in kinds.items() if outlines.own(module_of(kind))}
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    if names:
+        for obj in living:
+            name = names.get(id(type(obj)))
+            if name is not None:
+                found[name].append(id(obj))
+    return _counted("object", found, "held")
 
 
 def _modules(outlines: Outlines) -> Node:
