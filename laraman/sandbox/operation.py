@@ -100,7 +100,8 @@ def place_of(trace: Trace) -> str:
     """Where the endpoint of an operation is defined, ``file:line in function``; empty when that is not known."""
     if trace[2] is None:
         return ""
-    endpoint: Any = inspect.unwrap(getattr(trace[2], "func", trace[2]))
+    endpoint: Any = getattr(trace[2], "func", trace[2])
+    endpoint = inspect.unwrap(endpoint)
     code = getattr(endpoint, "__code__", None) or getattr(getattr(endpoint, "__call__", None), "__code__", None)  # noqa: B004
     if code is None:
         return ""

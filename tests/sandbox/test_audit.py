@@ -269,7 +269,7 @@ def test_nobody_listens_any_more(make: Any, lines: Lines) -> None:
     make("strict")
     audit.deafen()
     run_in(request(), set_variable)
-    assert lines.texts == []
+    assert (lines.texts, audit._handlers) == ([], {})
 
 
 SITE = """

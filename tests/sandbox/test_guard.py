@@ -169,6 +169,7 @@ def test_what_cannot_be_put_back_is_said_and_kept(make: Any, lines: Lines, tmp_p
         guard.since.append(request().trace)
         guard.look_back()
         assert len(lines.texts) == 1
+        assert guard._known["cwd"] == "/"
     finally:
         os.chdir(home)
 
@@ -377,6 +378,11 @@ def test_under_load_there_is_a_look_now_and_then_and_at_everything_more_rarely(m
         assert lines.texts == [], number
         end(guard, request())
     assert "the umask" in lines.texts[0]
+    said = len(lines.texts)
+    os.umask(0o077)
+    for number in range(guard_module.LOOK_AT_ALL_EVERY // 2):
+        end(guard, request(f"/{number}"))
+    assert len(lines.texts) == said
 
 
 # Threads and tasks ----------------------------------------------------------------------------------------------------------------
@@ -477,6 +483,8 @@ def test_a_task_that_is_left_behind(make: Any, lines: Lines, quick: None) -> Non
         assert lines.texts[0].endswith(f"test_guard.py:{line} in forgotten")
         await until(lambda: guard._timer is None)
         assert len(lines.texts) == 1
+        guard.look_back()
+        assert not guard._leftovers.pending
         for task in (*tasks, mine):
             task.cancel()
 
