@@ -104,7 +104,7 @@ def test_version(laraman: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["strat"], "'strat' is neither a verb (start, gateway, stop, restart, reload, status, connections) nor an application"),
+        (["strat"], "'strat' is neither a verb (start, gateway, stop, restart, reload, status, connections, check) nor an application"),
         (["strat"], "did you mean 'start'?"),
         (["start", "shop:app", "--prot", "1"], "there is no option '--prot'; did you mean '--port'?"),
         (["start", "shop:app", "--prot=1"], "there is no option '--prot'; did you mean '--port'?"),
