@@ -52,7 +52,7 @@ async def locate(path: str, heap: Heap, play: Callable[[], Awaitable[None]], bas
 
 
 class _Tracer:
-    """Attributes each change of what ``path`` leads to, to the line of the application that began last of those that run, whichever thread sees it."""
+    """Attributes each change of what ``path`` leads to, to the line that began last of those that run, whichever thread sees it."""
 
     def __init__(self, path: str, heap: Heap) -> None:
         self._read: Callable[[], object] = partial(heap.fingerprint, path)

@@ -83,6 +83,12 @@ def test_what_changes_in_every_round_of_one_user() -> None:
     assert paths(played(root, lambda number, user: root.update(count=number + 1), ("",) * 5)) == [("root['count']", "rebound")]
 
 
+@pytest.mark.parametrize("values", ["abbbb", "aaaab", "abbab", "abaab"])
+def test_what_changes_now_and_then(values: str) -> None:
+    root = {"value": ""}
+    assert played(root, lambda number, user: root.update(value=values[number])) == []
+
+
 def test_elements_that_change() -> None:
     root: dict[str, Any] = {"last": ["", ""], "now": {"x"}}
     found = played(root, lambda number, user: (root["last"].pop(0), root["last"].append(number), root["now"].clear(), root["now"].add(user)))

@@ -19,6 +19,7 @@ import pytest
 from laraman.check import heap as heap_module
 from laraman.check.diff import describe, diff
 from laraman.check.heap import Heap
+from laraman.check.outline import Serials, _listed
 from laraman.sandbox.operation import CURRENT, TASK, Operation
 
 if TYPE_CHECKING:
@@ -366,6 +367,29 @@ def test_containers_that_others_are_changing(module: Any) -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_container_that_changes_during_the_look_is_looked_at_again() -> None:
+    tries = iter([RuntimeError, RuntimeError, None])
+
+    def elements(container: list[int]) -> Iterator[int]:
+        error = next(tries)
+        if error is not None:
+            raise error
+        return iter(container)
+
+    assert _listed(elements, [1, 2]) == [1, 2]
+
+
+def test_a_number_is_for_one_object_only() -> None:
+    class Thing:
+        pass
+
+    serials = Serials()
+    numbers = [serials.of(Thing()) for _ in range(100)]  # most of them at the same address
+    assert len(set(numbers)) == 100
+    thing = Thing()
+    assert serials.of(thing) == serials.of(thing)
 
 
 def test_caches_tell_their_size_and_whether_they_end(module: Any) -> None:

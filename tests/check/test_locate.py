@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SOURCE = """
 import asyncio, functools, os, threading, anyio.to_thread
+from concurrent.futures import ThreadPoolExecutor
 LOG, OTHER, STATE = [], [], {"user": ""}
 def helper(value):
     return value
@@ -47,6 +48,9 @@ async def argument():
 async def through_library():
     functools.reduce(lambda one, two: one, [1, 2])
     list(map(LOG.append, [1]))  # through_library
+async def with_pool():
+    with ThreadPoolExecutor(1) as pool:
+        LOG.extend(pool.map(helper, [1]))  # with_pool
 async def after_wait():
     await asyncio.sleep(0)
     STATE["user"] = await value()  # after_wait
@@ -63,6 +67,8 @@ async def descriptor():
     one = os.open("/dev/null", os.O_RDONLY)
     STATE["file"] = os.open("/dev/null", os.O_RDONLY)  # descriptor
     os.close(one)
+    two = os.open("/dev/null", os.O_RDONLY)
+    os.close(two)
 async def directory():
     os.chdir("/")  # directory
 """
@@ -89,6 +95,7 @@ def module() -> Iterator[Any]:
         ("in_task", "LOG", "later"),
         ("argument", "LOG", "argument"),
         ("through_library", "LOG", "through_library"),
+        ("with_pool", "LOG", "with_pool"),
         ("after_wait", "STATE['user']", "after_wait"),
         ("last_of_two", "STATE['user']", "last_of_two"),
     ],
