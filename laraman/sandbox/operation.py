@@ -52,7 +52,8 @@ CONNECTION = Kind("connection")
 LINK_MESSAGE = replace(MESSAGE, waits=False)
 LINK = Kind("link", waits=False)
 
-#: What is remembered of an operation that is over: verb, path or name, and the endpoint. Nothing in it belongs to the operation alone.
+#: What is remembered of an operation that is over: verb, path or name, and the framework's route, else the endpoint. Of every one, so it is not
+#: made nicer than it comes; and nothing in it belongs to the operation alone.
 Trace = tuple[str, str, Any]
 
 
@@ -75,7 +76,7 @@ class Operation:
         """What may be kept of it when it is over."""
         subject = self.subject
         if self.kind is REQUEST:
-            return (subject.get("method", "websocket"), getattr(subject.get("route"), "path", "") or subject["path"], subject.get("endpoint"))
+            return (subject.get("method", "websocket"), subject["path"], subject.get("route") or subject.get("endpoint"))
         is_name = isinstance(subject, str) and self.kind.subject != "message"  # a message may be a text, which is not to be kept or shown
         return (self.kind.name, subject if is_name else type(subject).__name__, None)
 
@@ -92,15 +93,16 @@ class Operation:
 
 def name_of(trace: Trace) -> str:
     """The name of an operation that may be over."""
-    verb, path, _ = trace
-    return f"{verb} {path}"
+    verb, path, target = trace
+    return f"{verb} {getattr(target, 'path', '') or path}"
 
 
 def place_of(trace: Trace) -> str:
     """Where the endpoint of an operation is defined, ``file:line in function``; empty when that is not known."""
     if trace[2] is None:
         return ""
-    endpoint: Any = getattr(trace[2], "func", trace[2])
+    endpoint: Any = getattr(trace[2], "endpoint", trace[2])
+    endpoint = getattr(endpoint, "func", endpoint)
     endpoint = inspect.unwrap(endpoint)
     code = getattr(endpoint, "__code__", None) or getattr(getattr(endpoint, "__call__", None), "__code__", None)  # noqa: B004
     if code is None:

@@ -36,8 +36,10 @@ def test_names(operation: Operation, name: str) -> None:
 
 
 def test_the_route_is_named_where_the_framework_says_it() -> None:
-    route = type("Route", (), {"path": "/orders/{id}"})()
-    assert Operation(REQUEST, {"method": "GET", "path": "/orders/7", "route": route}).name == "GET /orders/{id}"
+    route = type("Route", (), {"path": "/orders/{id}", "endpoint": staticmethod(endpoint)})()
+    operation = Operation(REQUEST, {"method": "GET", "path": "/orders/7", "route": route, "endpoint": endpoint})
+    assert operation.name == "GET /orders/{id}"
+    assert operation.where.endswith(" in endpoint")
 
 
 @pytest.mark.parametrize(
