@@ -97,6 +97,7 @@ def test_the_template_holds_no_port_open(server: Callable[..., Server]) -> None:
     assert len(listening) == 1
     assert not listening & inodes(templates(running)[0])
     assert len(inodes(templates(running)[0])) == 1, "its channel and nothing of its children's"
+    assert not inodes(templates(running)[0]) & inodes(workers(running)[1]), "and nothing of it in them"
 
 
 def test_what_a_fork_does_not_carry_over_is_named(server: Callable[..., Server]) -> None:
