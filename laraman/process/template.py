@@ -42,7 +42,10 @@ logger = logging.getLogger("uvicorn.error")
 #: The most descriptors that come with one order: the channel, the black box, the listening sockets.
 MAX_DESCRIPTORS = 64
 #: Modules that a worker imports only while it starts or serves; those that are not installed are left out.
-LATER = ("laraman.process.child", "laraman.sandbox.adapters", "anyio._backends._asyncio", "concurrent.futures.thread", "encodings.idna")
+LATER = (
+    *("laraman.process.child", "laraman.sandbox.adapters", "laraman.sandbox.guard", "laraman.sandbox.reset"),
+    *("anyio._backends._asyncio", "concurrent.futures.thread", "encodings.idna"),
+)
 
 
 def template_of(worker: Worker) -> Template:

@@ -134,6 +134,14 @@ def test_random_numbers_differ(server: Callable[..., Server]) -> None:
     assert len(set(drawn.values())) == 2
 
 
+@pytest.mark.parametrize("guard", ["warn", "strict"])
+def test_workers_import_nothing_for_themselves(server: Callable[..., Server], guard: str) -> None:
+    app = FILES["app.py"].replace("answer(send, VERSION)", 'answer(send, " ".join(sorted(sys.modules.keys() - shared)))')
+    app += "import sys\nshared = set()\nos.register_at_fork(before=lambda: shared.update(sys.modules))\n"
+    running = start(server, "--guard", guard, files={"app.py": app})
+    assert get(running.port, "/version")[1].split()[1:] == []
+
+
 @pytest.mark.parametrize(
     ("app", "code", "text"),
     [
