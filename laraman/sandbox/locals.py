@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from laraman import events
 from laraman.sandbox.operation import CURRENT
@@ -23,8 +23,10 @@ class Local(Generic[T]):
     if there is one; that of a generator function by running it to its end.
     """
 
+    __slots__ = ("_factory", "_is_generator", "name")
+
     #: How many there are: as long as there is none, nobody looks for instances.
-    count = 0
+    count: ClassVar[int] = 0
 
     def __init__(self, factory: Callable[[], Any]) -> None:
         self.name = f"{getattr(factory, '__module__', '?')}.{getattr(factory, '__qualname__', repr(factory))}"
@@ -44,8 +46,8 @@ class Local(Generic[T]):
         instances = operation.instances
         if instances is None:
             instances = operation.instances = {}
-        elif self in instances:
-            return instances[self][0]  # type: ignore[no-any-return]
+        elif (found := instances.get(self)) is not None:
+            return found[0]  # type: ignore[no-any-return]
         made = self._factory()
         entry = (made.__enter__(), made) if self._is_generator else (made, made)
         kept = instances.setdefault(self, entry)

@@ -26,7 +26,7 @@ from laraman.sandbox.operation import CURRENT, TASK, Kind, Operation
 
 if TYPE_CHECKING:
     import decimal
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from laraman.sandbox.guard import Guard
     from laraman.sandbox.reset import Resets
@@ -50,6 +50,8 @@ class Sandbox:
         self.active = 0
         self.resets: Resets | None = None
         self.guard: Guard | None = None
+        #: Names of the kinds of operations whose events somebody listens to.
+        self._heard: set[str] = set()
         self._base = copy_context() if base is None else base.copy()
         self._decimal = self._warm_decimal()
         config = getattr(worker, "config", None)
@@ -130,6 +132,7 @@ class Sandbox:
         Ask again when ``events.version`` has changed. Whoever calls the function says ``ended(operation)`` afterwards in both cases.
         """
         heard = any(event is not None and listeners(event) for event in (kind.received, kind.handled, kind.terminated))
+        (self._heard.add if heard else self._heard.discard)(kind.name)
         resets = self.resets is not None and (self.resets.each or self.resets.idle)
         watched = self.guard is not None and self.guard.every
         if self._turn is not None and kind.waits:
@@ -168,7 +171,8 @@ class Sandbox:
         """
         assert self._turn is not None
         try:
-            await self._withdraw()
+            if (waiting := self._withdraw()) is not None:
+                await waiting
         finally:
             self._turn.release()
         try:
@@ -191,15 +195,16 @@ class Sandbox:
 
     async def _operate(self, operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
         kind = operation.kind
+        heard = kind.name in self._heard
         outcome = "ok"
         self.active += 1
         try:
-            if kind.received is not None and listeners(kind.received):
+            if heard and kind.received is not None:
                 await aemit(kind.received(worker=self.worker, **{kind.subject: operation.subject}))
             result = function(*args)
             if result is not None and isawaitable(result):
                 result = await result
-            if kind.handled is not None and listeners(kind.handled):
+            if heard and kind.handled is not None:
                 await aemit(kind.handled(worker=self.worker, **{kind.subject: operation.subject}))
             return result
         except asyncio.CancelledError:
@@ -209,53 +214,77 @@ class Sandbox:
             outcome = "error"
             raise
         finally:
-            await self._leave(operation, outcome)
+            await self._leave(operation, outcome, heard)
 
-    async def _leave(self, operation: Operation, outcome: str) -> None:
-        """Whatever goes wrong in one part, or cancels it, the next ones are done."""
+    async def _leave(self, operation: Operation, outcome: str, heard: bool) -> None:
+        """Whatever goes wrong in one part, or cancels it, the next ones are done.
+
+        Their functions return something to be awaited only if they have to: a coroutine would cost more than its work.
+        """
         kind = operation.kind
         resets = self.resets
         try:
-            if kind.terminated is not None and listeners(kind.terminated):
+            if heard and kind.terminated is not None:
                 await aemit(kind.terminated(worker=self.worker, outcome=outcome, **{kind.subject: operation.subject}))
         finally:
             try:
-                if operation.instances is not None:
-                    await self._close_instances(operation)
+                if operation.instances is not None and (waiting := self._close_instances(operation)) is not None:
+                    await waiting
             finally:
                 try:
                     if resets is not None and resets.each and (waiting := resets.after(operation)) is not None:
                         await waiting
                 finally:
-                    await self._withdraw()
+                    if (waiting := self._withdraw()) is not None:
+                        await waiting
                     if resets is not None and resets.failed:
                         self._give_up(resets.failed)
                     if self.guard is not None and self.guard.every:
                         self.guard.look(operation)
 
-    async def _withdraw(self) -> None:
-        """The operation is in flight no more: what is shared is restored if it was the last."""
+    def _withdraw(self) -> Awaitable[None] | None:
+        """The operation is in flight no more: what is shared is restored if it was the last. To be awaited if something is returned."""
         self.active -= 1
         resets = self.resets
-        if not self.active and resets is not None and resets.idle and (waiting := resets.when_idle()) is not None:
-            await waiting
+        return resets.when_idle() if not self.active and resets is not None and resets.idle else None
 
-    async def _close_instances(self, operation: Operation) -> None:
+    def _close_instances(self, operation: Operation) -> Awaitable[None] | None:
+        """Close them, the last first, up to the first that has to be awaited: then what is returned closes that one and the rest."""
         assert operation.instances is not None
-        interrupted: asyncio.CancelledError | None = None
-        for local, entry in reversed(operation.instances.items()):
+        rest = reversed(tuple(operation.instances.items()))
+        for local, entry in rest:
             try:
                 closing = local.closing(entry)
-                if isawaitable(closing):
+            except Exception as exc:
+                self._not_closed(operation, local, exc)
+            else:
+                if closing is not None and isawaitable(closing):
+                    return self._close_rest(operation, local, closing, rest)
+        return None
+
+    async def _close_rest(self, operation: Operation, local: Local[Any], closing: Any, rest: Iterator[tuple[Local[Any], Any]]) -> None:
+        interrupted: asyncio.CancelledError | None = None
+        while True:
+            try:
+                if closing is not None and isawaitable(closing):
                     async with asyncio.timeout(CLOSE_SECONDS):
                         await closing
+                if (following := next(rest, None)) is None:
+                    break
+                local, entry = following
+                closing = None
+                closing = local.closing(entry)
             except asyncio.CancelledError as exc:
-                interrupted = exc
-            except Exception:
-                logger.exception("%s of %s could not be closed", local.name, operation.name)
-                self._give_up(f"{local.name} could not be closed")
+                interrupted, closing = exc, None
+            except Exception as exc:
+                closing = None
+                self._not_closed(operation, local, exc)
         if interrupted is not None:
             raise interrupted
+
+    def _not_closed(self, operation: Operation, local: Local[Any], exc: Exception) -> None:
+        logger.error("%s of %s could not be closed", local.name, operation.name, exc_info=exc)
+        self._give_up(f"{local.name} could not be closed")
 
     def _give_up(self, reason: str) -> None:
         """This process may hold what belongs to an operation that is over: another one takes its place."""

@@ -362,3 +362,31 @@ def test_a_session_that_is_cancelled_while_it_waits_for_its_turn_ends_in_its_tur
 
     asyncio.run(main())
     assert [(event.task, event.outcome) for event in told[:2]] == [("request", "ok"), ("session", "cancelled")]
+
+
+def test_the_rest_is_closed_after_one_that_takes_its_time_and_after_one_that_fails() -> None:
+    told: list[str] = []
+
+    class Closing:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    class AtOnce(Closing):
+        def close(self) -> None:
+            told.append(self.name)
+
+    class Later(Closing):
+        async def aclose(self) -> None:
+            await asyncio.sleep(0)
+            told.append(self.name)
+
+    class Fails(Closing):
+        def close(self) -> None:
+            raise OSError(self.name)
+
+    kinds = (AtOnce, Fails, Later, AtOnce, Later, Fails, AtOnce)
+    made = [sandbox.local(lambda kind=kind, name=str(number): kind(name)) for number, kind in enumerate(kinds)]
+    worker = Worker()
+    asyncio.run(Sandbox(worker).run(lambda: [one() for one in made] and None))
+    assert told == ["6", "4", "3", "2", "0"]
+    assert len(worker.reasons) == 2
