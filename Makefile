@@ -9,6 +9,9 @@ test:           ## install what the tests need and run them
 bench:          ## compare with the peers (half an hour on a quiet machine), keep the result and show it in the README
 	scripts/venv test,bench
 	.venv/bin/python -m benchmarks.run --json benchmarks/history.jsonl
+	.venv/bin/python -m benchmarks.preload --json benchmarks/history.jsonl
+	.venv/bin/python -m benchmarks.memory --json benchmarks/history.jsonl
+	.venv/bin/python -m benchmarks.sandbox
 	$(MAKE) readme
 
 readme:         ## write the generated tables into the README

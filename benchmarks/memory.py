@@ -16,6 +16,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,14 +58,16 @@ def main() -> None:
     options = parser.parse_args()
     if not shutil.which("wrk"):
         raise SystemExit("wrk is not installed (apt-get install wrk)")
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory, run.serving("laraman", APP, directory) as target:
         samples(target, options.warm_up)
         found = samples(target, options.requests)
     result = {"requests": found[-1][0], "rss_kib": found[-1][1], "grown_kib": found[-1][1] - found[0][1], "kib_per_1000": round(slope(found), 3)}
     print("{requests:,} requests: {rss_kib:,} KiB, grown by {grown_kib} KiB; slope {kib_per_1000} KiB per 1,000 requests".format(**result))
+    line = run.facts() | {"rounds": 1, "seconds": round(time.monotonic() - begun), "results": {"memory": {"laraman": result}}}
     if options.json:
         with options.json.open("a") as history:
-            history.write(json.dumps(run.facts() | {"results": {"memory": {"laraman": result}}}) + "\n")
+            history.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

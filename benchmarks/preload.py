@@ -20,6 +20,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -136,7 +137,7 @@ def measure(name: str, directory: str, seconds: int) -> Sample:
         url = f"http://127.0.0.1:{run.target.port}{PATH}"
         subprocess.run(["wrk", "-t", "1", "-c", "64", "-d", f"{seconds}s", url], check=True, capture_output=True)
         pss = run.pss()
-        respawn = min(_respawn(run, name) for _ in range(KILLS))
+        respawn = statistics.median(_respawn(run, name) for _ in range(KILLS))
     return {"pss_mib": pss, "first_s": first, "all_s": everybody, "respawn_ms": respawn * 1000}
 
 
