@@ -6,6 +6,7 @@ import decimal
 import gc
 import locale
 import logging
+import multiprocessing.pool
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ import pytest
 
 from laraman.errors import Pollution
 from laraman.process.tasks import Tasks
-from laraman.sandbox.guard import audit
+from laraman.sandbox.guard import audit, leftovers
 from laraman.sandbox.guard import guard as guard_module
 from laraman.sandbox.guard.watches import SHOWN, WATCHES, Watch, describe_variable, glance
 from laraman.sandbox.operation import CURRENT, REQUEST, Operation
@@ -191,7 +192,9 @@ def test_one_of_several(make: Any, lines: Lines) -> None:
         end(guard, request(f"/{number}"))
         end(guard, request(f"/{number}"))
     socket.setdefaulttimeout(9)
-    guard.look_back()
+    for _ in range(guard_module.SAID):
+        assert lines.texts == []
+        guard.look_back()
     assert lines.texts == [
         "Guard: one of GET /0, GET /1, GET /2, GET /3, GET /4 and 2 more or one of 2 in flight"
         " changed the default timeout of sockets, seconds: None -> 9.0"
@@ -243,31 +246,58 @@ def test_restore_leaves_others_their_moment_but_not_for_ever(make: Any, lines: L
     guard = make("restore", in_flight=lambda: others)
     socket.setdefaulttimeout(9)
     end(guard, request("/a"))
-    assert socket.getdefaulttimeout() == 9
-    assert lines.texts == [
-        "Guard: one of GET /a or one of 1 in flight changed the default timeout of sockets, seconds: None -> 9.0; it will be put back"
-    ]
+    assert (socket.getdefaulttimeout(), lines.texts) == (9, [])
     others = 0
     end(guard, request("/b"))
     assert socket.getdefaulttimeout() is None
+    assert lines.texts == ["Guard: one of GET /a, GET /b changed the default timeout of sockets, seconds: None -> 9.0; it was put back"]
     others = 1
     socket.setdefaulttimeout(7)
-    for number in range(guard_module.DEFERRED):
-        assert socket.getdefaulttimeout() == 7
-        end(guard, request(f"/{number}"))
-    end(guard, request("/last"))
+    for _ in range(guard_module.PUT_BACK):
+        assert (socket.getdefaulttimeout(), len(lines.texts)) == (7, 1)
+        guard.look(request("/a"))
     assert socket.getdefaulttimeout() is None
-    assert len(lines.texts) == 2
+    assert lines.texts[1].startswith("Guard: one of GET /a or one of 1 in flight changed ")
 
 
-def test_restore_says_nothing_of_what_was_undone_in_time(make: Any, lines: Lines) -> None:
-    guard = make("restore", in_flight=lambda: 1)
+@pytest.mark.parametrize("mode", ["warn", "restore", "strict"])
+def test_a_change_for_a_moment_is_nobodys_fault(make: Any, lines: Lines, mode: str) -> None:
+    guard = make(mode, in_flight=lambda: 2)
+    for number in range(100):
+        operation = request(f"/{number}")
+        if number % 4 == 0:
+            before, warnings.filters = warnings.filters, [("ignore", None, Warning, None, 0), *warnings.filters]  # type: ignore[assignment]
+        elif number % 4 == 3:
+            warnings.filters = before
+        if guard.every:
+            guard.check(operation)
+        end(guard, operation)
+        if not guard.every:
+            guard.look_back()
+    assert lines.texts == []
+    assert guard._waiting == {}
+
+
+def test_strict_fails_nobody_for_what_may_have_been_another(make: Any, lines: Lines) -> None:
+    others = 2
+    guard = make("strict", in_flight=lambda: others)
     socket.setdefaulttimeout(9)
+    guard.check(request("/a"))
     end(guard, request("/a"))
-    socket.setdefaulttimeout(None)
-    end(guard, request("/b"))
-    assert len(lines.texts) == 1
-    assert guard._deferred == {}
+    others = 1  # itself
+    guard.check(request("/b"))
+    assert socket.getdefaulttimeout() is None
+    assert lines.texts == ["Guard: one of GET /a, GET /b changed the default timeout of sockets, seconds: None -> 9.0; it was put back"]
+
+
+def test_the_same_change_of_several_is_said_once(make: Any, lines: Lines) -> None:
+    guard = make("warn")
+    for number in range(4):
+        for seconds in (9, None):
+            guard.since += [request(f"/{number}").trace, request(f"/{number}/{seconds}").trace]
+            socket.setdefaulttimeout(seconds)
+            guard.look_back()
+    assert len(lines.texts) == 2
 
 
 def test_late_imports_and_their_loggers_are_no_change(make: Any, lines: Lines) -> None:
@@ -364,8 +394,8 @@ def test_a_busy_worker_is_waited_for_a_while(make: Any, lines: Lines, quick: Non
         waits = []
         arming, guard._arm = guard._arm, lambda: (waits.append(guard._waited), arming())
         await until(lambda: guard._timer is None)
-        assert waits == list(range(1, guard_module.PATIENCE + 1))
-        assert len(looks) == 1
+        assert waits == [*range(1, guard_module.PATIENCE + 1), *[0] * (guard_module.SAID - 1)]
+        assert len(looks) == guard_module.SAID
         assert "one of GET /a or one of 1 in flight changed the umask" in lines.texts[0]
 
     in_loop(test)
@@ -459,6 +489,54 @@ def test_the_threads_of_pools_are_not_its_own(make: Any, lines: Lines) -> None:
         assert lines.texts == []
 
     in_loop(test)
+
+
+def test_the_threads_that_the_standard_librarys_pools_need(make: Any, lines: Lines) -> None:
+    guard = make("warn")
+    operation = request()
+    pools: list[Any] = []
+    run_in(operation, lambda: pools.append(multiprocessing.pool.ThreadPool(1)))
+    try:
+        assert pools[0].apply(int) == 0
+        operation.ended = True
+        guard.look_back()
+        guard.look_back()
+        assert (lines.texts, guard._leftovers.pending) == ([], False)
+    finally:
+        pools[0].terminate()
+        pools[0].join()
+
+
+def test_a_library_may_have_threads_but_not_ever_more_of_them(make: Any, lines: Lines) -> None:
+    guard = make("warn")
+    operation = request()
+    over = threading.Event()
+    namespace: dict[str, Any] = {"threading": threading, "over": over, "threads": []}
+    code = "def connect():\n    threads.append(threading.Thread(target=over.wait, name='connection'))\n    threads[-1].start()"
+    exec(compile(code, "/venv/lib/site-packages/driver.py", "exec"), namespace)
+    connect = namespace["connect"]
+
+    def use() -> None:
+        for _ in range(leftovers.LIBRARY_THREADS):
+            connect()
+
+    try:
+        run_in(operation, use)
+        operation.ended = True
+        for pending in (True, False, False):
+            guard.look_back()
+            assert (lines.texts, guard._leftovers.pending) == ([], pending)
+        run_in(late := request("/late"), use)
+        late.ended = True
+        guard.look_back()
+        guard.look_back()
+        assert len(lines.texts) == 1
+        assert "has left behind the thread 'connection', started at " in lines.texts[0]
+        assert lines.texts[0].endswith("<locals>.use")
+    finally:
+        over.set()
+        for thread in namespace["threads"]:
+            thread.join()
 
 
 async def forgotten() -> None:

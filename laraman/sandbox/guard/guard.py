@@ -1,25 +1,25 @@
 """The Guard: what an operation changed for all others, from what to what, and where.
 
     warn      one log line for each place; the new state is what the next ones are compared with
-    restore   it is put back too: as soon as no other operation is in flight, which may be in the middle of changing it for a moment, at the
-              latest at the 64th look
-    strict    it is put back at once, and whoever asks with ``check`` gets an exception; changes that are announced do not even happen
+    restore   it is put back too
+    strict    it is put back too, and the operation that is known to have done it fails; changes that are announced do not even happen
 
 Exact is what audit events announce. What is found by comparing happened since the last look, so all operations that ran since are in question;
-after such a find every operation is looked at for a while, and the next one is found with its name. A change while there was no operation is
-the application's own.
+after such a find every operation is looked at for a while, and the next one is found with its name. While others are in flight a find waits:
+one of them may have changed it for a moment only, as ``warnings.catch_warnings`` does. It is settled as soon as there is none, or when it has
+stayed for a number of looks. A change while there was no operation is the application's own.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from laraman.errors import Pollution
 from laraman.sandbox.guard import audit
 from laraman.sandbox.guard.leftovers import Leftovers
-from laraman.sandbox.guard.places import offender
+from laraman.sandbox.guard.places import is_librarys, offender
 from laraman.sandbox.guard.watches import WATCHES, glance
 from laraman.sandbox.operation import CURRENT, name_of, place_of
 
@@ -37,8 +37,10 @@ logger = logging.getLogger("uvicorn.error")
 LOOK_EVERY, LOOK_AT_ALL_EVERY, CLOSELY = 64, 4096, 64
 #: Seconds from the end of an operation to the look at an idle worker, and how many times as long a worker that is not idle is waited for.
 IDLE, PATIENCE = 1.0, 5
-#: Looks after which a change is put back although other operations are in flight.
-DEFERRED = 64
+#: Looks after which a change counts although other operations are in flight: is said, and is put back.
+SAID, PUT_BACK = 5, 64
+#: Operations that are remembered while a change waits.
+SUSPECTS = 64
 #: Places that are remembered, because each is reported once.
 MAX_PLACES = 256
 #: Operations that are named when it may have been any of them.
@@ -46,6 +48,13 @@ NAMED = 5
 
 # Who is known to have made a change: an operation, which was reported; not an operation; anybody.
 _TOLD, _OWN, _ANYBODY = "told", "own", "anybody"
+
+
+class _Waiting(NamedTuple):
+    """A change that may be undone by whoever made it: for how many looks it is there, and the operations that ended meanwhile."""
+
+    looks: int = 0
+    suspects: tuple[Trace, ...] = ()
 
 
 class Guard:
@@ -67,7 +76,7 @@ class Guard:
         self._known: dict[str, Any] = {}
         self._glanced: tuple[Any, ...] = ()
         self._touched: dict[str, str] = {}  # what was announced, and who it was
-        self._deferred: dict[str, int] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._places: set[Any] = set()
         self._leftovers = Leftovers()
         self._thread = 0
@@ -140,7 +149,7 @@ class Guard:
         self._waited = 0
         self._timer = None
         self.look_back()
-        if self._leftovers.pending:
+        if self._leftovers.pending or self._waiting:
             self._arm()
         else:
             self.due = 1
@@ -168,45 +177,52 @@ class Guard:
         """A thread is about to start."""
         operation = CURRENT.get(None)
         if operation is not None and not operation.ended and (place := offender(frame)) is not None:
-            self._leftovers.started(thread, operation, place)
+            self._leftovers.started(thread, operation, place, by_library=is_librarys(frame))
 
     # What is found ---------------------------------------------------------------------------------------------------------------
 
     def _find(self, watches: Iterable[Watch], traces: Sequence[Trace], others: int, *, asked: bool = False) -> list[str]:
-        """Compare, put back or adopt, report. Returns what was found under strict for whoever has ``asked``, and does not log that."""
+        """Compare, put back or adopt, report. Returns what was found under strict for whoever has ``asked`` and did it, and does not log that."""
         touched, self._touched = self._touched, {}
         texts = []
         for watch in watches:
-            before, after = self._known[watch.name], watch.read()
+            name = watch.name
+            before, after = self._known[name], watch.read()
+            waiting = self._waiting.pop(name, _Waiting())
             if before == after:
-                self._deferred.pop(watch.name, None)
                 continue
-            who = touched.get(watch.name, "")
+            who = touched.get(name, "")
             detail = watch.describe(before, after)
-            if not detail or who == _OWN or not traces:
+            suspects = (*waiting.suspects, *traces)
+            if not detail or who == _OWN or not suspects:
                 logger.debug("Guard: the application changed %s, %s", watch.title, detail)
-                self._known[watch.name] = after
+                self._known[name] = after
                 continue
-            consequence = self._settle(watch, before, after, others)
+            if others > 0 and waiting.looks + 1 < self._patience(who):
+                self._waiting[name] = _Waiting(waiting.looks + 1, suspects[:SUSPECTS])
+                self._touched[name] = who or _ANYBODY  # so that the next look is at this, too
+                continue
+            consequence = self._settle(watch, before, after)
             if who != _TOLD:
-                key, text = _found(watch, detail, traces, others, consequence)
-                if asked and self.mode == "strict":
+                key, text = _found(watch, detail, suspects, others, consequence)
+                if asked and self.mode == "strict" and len(suspects) == 1 and others <= 0:
                     texts.append(text)
                 elif self._say(key, text) and self.mode == "warn":
                     self._closely = CLOSELY
         self._glanced = glance()
         return texts
 
-    def _settle(self, watch: Watch, before: Any, after: Any, others: int) -> str:
-        """Adopt the change, put it back or leave that for later; return what to say about it."""
+    def _patience(self, who: str) -> int:
+        """The look at which a change counts that is there while operations are in flight. What was announced does not have to be said."""
+        if self.mode != "warn":
+            return PUT_BACK
+        return 1 if who == _TOLD else SAID
+
+    def _settle(self, watch: Watch, before: Any, after: Any) -> str:
+        """Adopt the change or put it back; return what to say about it."""
         if self.mode == "warn":
             self._known[watch.name] = after
             return ""
-        if self.mode == "restore" and others > 0 and self._deferred.get(watch.name, 0) < DEFERRED:
-            self._deferred[watch.name] = self._deferred.get(watch.name, 0) + 1
-            self._touched[watch.name] = _TOLD
-            return "; it will be put back"
-        self._deferred.pop(watch.name, None)
         try:
             watch.restore(before)
         except Exception as exc:
@@ -242,7 +258,7 @@ def _found(watch: Watch, detail: str, traces: Sequence[Trace], others: int, cons
     exact = len(names) == 1 and others <= 0
     place = place_of(traces[-1]) if exact else ""
     text = f"{'' if exact else 'one of '}{who} changed {watch.title}, {detail}{f' (endpoint {place})' if place else ''}{consequence}"
-    return (watch.name, place or who), _one_line(text)
+    return (watch.name, (place or who) if exact else detail), _one_line(text)
 
 
 def _log(level: int, text: str) -> None:

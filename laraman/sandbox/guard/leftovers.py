@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import weakref
+from collections import Counter
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 #: Threads that are remembered; while so many live, others are not looked at.
 MAX_THREADS = 1024
+#: Threads that live because of one line: so many may a library start for itself, like those of the connections that it keeps.
+LIBRARY_THREADS = 16
+#: Whose threads are those of pools.
+_POOLS = ("anyio", "concurrent.futures", "multiprocessing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class _Started:
     operation: weakref.ref[Operation]
     trace: Trace
     place: Place
+    by_library: bool
     seen: bool = False
 
 
@@ -51,13 +57,10 @@ class Leftovers:
         #: Whether there was something at the last look that the next one may report.
         self.pending = False
 
-    def started(self, thread: threading.Thread, operation: Operation, place: Place) -> None:
+    def started(self, thread: threading.Thread, operation: Operation, place: Place, *, by_library: bool = False) -> None:
         """The threads of pools are not its own: whoever has the pool has them."""
-        target = getattr(thread, "_target", None)
-        if _is_pooled(thread) or getattr(target, "__module__", "") == "concurrent.futures.thread":
-            return
-        if len(self._threads) < MAX_THREADS:
-            self._threads.append(_Started(weakref.ref(thread), weakref.ref(operation), operation.trace, place))
+        if not _is_pooled(thread) and len(self._threads) < MAX_THREADS:
+            self._threads.append(_Started(weakref.ref(thread), weakref.ref(operation), operation.trace, place, by_library))
 
     def find(self, loop: asyncio.AbstractEventLoop | None) -> list[Leftover]:
         """Those that were there at the last look too, each once."""
@@ -68,16 +71,17 @@ class Leftovers:
         if not self._threads:
             return
         starting, self._threads = self._threads, []
+        of_libraries = Counter(started.place for started in starting if started.by_library)
         for started in starting:
             thread, operation = started.thread(), started.operation()
             if thread is None or (thread.ident is not None and not thread.is_alive()):
                 continue
             ended = operation is None or operation.ended
-            if ended and started.seen:
+            if ended and started.seen and not (started.by_library and of_libraries[started.place] <= LIBRARY_THREADS):
                 yield Leftover(f"the thread {shown(thread.name)}, started at", started.place, started.trace)
                 continue
+            self.pending = self.pending or (ended and not started.seen)
             started.seen = ended
-            self.pending = self.pending or ended
             self._threads.append(started)
 
     def _find_tasks(self, loop: asyncio.AbstractEventLoop) -> Iterator[Leftover]:
@@ -98,7 +102,8 @@ class Leftovers:
 
 
 def _is_pooled(thread: threading.Thread) -> bool:
-    return type(thread).__module__.partition(".")[0] == "anyio"
+    modules = (type(thread).__module__, getattr(getattr(thread, "_target", None), "__module__", None) or "")
+    return any(f"{module}.".startswith(f"{pool}.") for module in modules for pool in _POOLS)
 
 
 def _operation_of(task: asyncio.Task[Any]) -> Operation | None:

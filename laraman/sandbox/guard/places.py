@@ -62,6 +62,13 @@ def offender(frame: FrameType | None) -> Place | None:
     return None if found is None else _line(found)
 
 
+def is_librarys(frame: FrameType | None) -> bool:
+    """Whether an installed package does what ``frame`` does, and not the application itself, as far as the standard library is left out."""
+    while frame is not None and is_standard(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame is not None and is_installed(frame.f_code.co_filename)
+
+
 def _line(frame: FrameType) -> Place:
     return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
 
