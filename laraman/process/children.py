@@ -13,6 +13,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -233,11 +234,17 @@ def spawn_from(
     now: float,
     selector: selectors.BaseSelector,
     on_envelope: Callable[[Child, Envelope], None],
+    strays: set[int],
 ) -> Child:
-    """Like `spawn`, but the fork is the template's, and the child becomes ours. Raises OSError, TimeoutError when the template is hung."""
+    """Like `spawn`, but the fork is the template's, and the child becomes ours. Raises OSError, TimeoutError when the template is hung.
+
+    Into ``strays`` come the pids of all else that has become a child of ours meanwhile: what was left of a fork that failed, and what in that
+    moment lost its parent somewhere below us. Nobody but us can reap them.
+    """
     ours, theirs = socket.socketpair()
     black_box = unnamed_file()
     binds = [bind.socket.fileno() for bind in worker.binds if bind.socket is not None]
+    before, pid = _own_children(), 0
     try:
         with _adopting():
             pid = template.fork(slot, generation, [theirs.fileno(), black_box, *binds])
@@ -247,14 +254,24 @@ def spawn_from(
         raise
     finally:
         theirs.close()
+        strays |= _own_children() - before - {pid}
     return Child(Process(worker.name, slot, generation, pid, now, last_beat=now), ours, black_box, selector, on_envelope)
+
+
+def _own_children() -> set[int]:
+    """Children of this thread, zombies included; none where the kernel does not list them."""
+    try:
+        with open(f"/proc/self/task/{threading.get_native_id()}/children") as file:
+            return {int(pid) for pid in file.read().split()}
+    except OSError:
+        return set()
 
 
 @contextmanager
 def _adopting() -> Iterator[None]:
     """While the block runs, descendants whose parent ends become children of this process. Raises OSError where that cannot be.
 
-    Not for longer: what an application leaves running behind itself is not ours to wait for, and would stay as a zombie.
+    Not for longer: what an application leaves running behind itself is not ours to wait for.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):

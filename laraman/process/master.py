@@ -91,6 +91,7 @@ class Master:
         self.workers: dict[str, Worker] = {}
         self.desired: dict[str, Desired] = {}
         self.children: dict[int, Child] = {}
+        self.strays: set[int] = set()  # children of this process by accident, which only have to be reaped
         self.phase = "booting"
         self.exit_code = 0
         self.started = time.time()
@@ -387,6 +388,7 @@ class Master:
 
     def _bury(self, now: float) -> None:
         """Reap the children that have exited, each by its own pid, and see what that means."""
+        self.strays = {pid for pid in self.strays if collect(pid) is None}
         for child in list(self.children.values()):
             if not child.connected and child.process.lost is None:
                 child.process.lost = now

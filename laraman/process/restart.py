@@ -30,6 +30,7 @@ def execute(master: Master) -> None:
     children = [child.to_row() for child in master.children.values()]
     table: handover.Table = {
         "children": children,
+        "strays": [*master.strays],
         "binds": binds,
         "control": control.listener.fileno() if control is not None else -1,
         "state": [str(state.path), state.lock] if state is not None else ["", -1],
@@ -56,6 +57,7 @@ def adopt(master: Master, table: handover.Table) -> None:
     master.restarts = table["restarts"]
     master.deaths.extend(table["deaths"])
     master.inherited = table["binds"]
+    master.strays.update(table.get("strays", ()))  # an older image has none
     path, lock = table["state"]
     if lock >= 0:
         master.state = StateDirectory(Path(path), lock)

@@ -24,7 +24,7 @@ def new_child(master: Master, worker: Worker, slot: int, generation: int, now: f
     template = template_for(master, worker)
     if template is None:
         raise OSError(errno.ECHILD, "its template has ended")
-    return spawn_from(template, worker, slot, generation, now=now, selector=selector, on_envelope=on_envelope)
+    return spawn_from(template, worker, slot, generation, now=now, selector=selector, on_envelope=on_envelope, strays=master.strays)
 
 
 def template_for(master: Master, worker: Worker) -> Child | None:

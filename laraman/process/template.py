@@ -12,6 +12,7 @@ worker is the master's own child, and outlives its template.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import inspect
@@ -96,8 +97,11 @@ class Template(Worker):
             failed = failure(self, error)
             self._say(failed)
             return int(failed["exit"])
-        for what in watch.found():
-            logger.warning("Preload: %s", what)
+        try:
+            for what in watch.found():
+                logger.warning("Preload: %s", what)
+        except Exception:  # it looks at the application's objects, and these may be of any kind
+            logger.warning("Preload: threads, sockets and event loops could not be looked for", exc_info=True)
         gc.collect()
         gc.freeze()
         self._say({"op": "ready"})
@@ -130,7 +134,10 @@ class Template(Worker):
                 self._say({"op": "beat"})
             if not poll.poll(max(0.0, next_beat - time.monotonic()) * 1000):
                 continue
-            data, descriptors, _, _ = socket.recv_fds(self._channel, 65536, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._channel, 65536, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+            except ConnectionResetError:  # its other end was closed with a beat unread in it
+                break
             self._descriptors += descriptors
             if not data:
                 break
@@ -172,8 +179,9 @@ class Template(Worker):
                 os.close(descriptor)
 
     def _fork_twice(self, slot: int, generation: int, given: list[int]) -> int:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # the application's own, closed, none at all
+                stream.flush()
         told, tell = os.pipe()  # by which the one in the middle says who the child is
         gone, staying = os.pipe()  # whose end tells the child that the one in the middle is gone
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -181,10 +189,12 @@ class Template(Worker):
             middle = os.fork()
             if not middle:
                 self._be_in_the_middle(slot, generation, given, before, (told, tell, gone, staying))
-            _, status = os.waitpid(middle, 0)
-            if code := os.waitstatus_to_exitcode(status):
-                raise OSError(code, os.strerror(code))
-            return int(os.read(told, 20))
+            code = _end_of(middle)
+            os.set_blocking(told, False)
+            try:
+                return int(os.read(told, 20))
+            except BlockingIOError:
+                raise OSError(code or errno.ECHILD, os.strerror(code) if code > 0 else "the fork was killed") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             for descriptor in (told, tell, gone, staying):
@@ -225,3 +235,10 @@ class Template(Worker):
 
         live(self.of, slot, generation, socket.socket(fileno=channel), self.config, black_box, mask, leave)
 
+
+def _end_of(pid: int) -> int:
+    """Wait for this child; its exit code, negative for a signal. 0 when nobody can tell: the application ignores SIGCHLD, or waits for all."""
+    with suppress(ChildProcessError):
+        _, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status)
+    return 0

@@ -6,6 +6,8 @@ import os
 import socket
 import sys
 import threading
+import types
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from laraman.process.exits import thread_count
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 DEPTH = 3
 #: Values looked at in the search for a name, at most.
 MAX_VALUES = 200_000
+
+_HOLDERS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 
 
 class Watch:
@@ -50,7 +54,8 @@ class Watch:
                     new.pop(own.fileno(), None)
         if not new:
             return
-        names = _names(lambda value: isinstance(value, socket.socket) and value.fileno() in new, lambda value: value.fileno())
+        number = socket.socket.fileno
+        names = _names(lambda value: issubclass(type(value), socket.socket) and number(value) in new, number)
         for descriptor in new:
             what = f"the socket{_address(descriptor)}{_called(names.get(descriptor))}"
             yield f"{what} is one and the same in all workers: they disturb each other on it"
@@ -67,7 +72,15 @@ def _open_loops() -> list[Any]:
     import asyncio
     import gc
 
-    return [found for found in gc.get_objects() if isinstance(found, asyncio.AbstractEventLoop) and not found.is_closed()]
+    # By its type: to ask the object itself would run the code of proxies, which may not be ready for it.
+    return [found for found in gc.get_objects() if issubclass(type(found), asyncio.AbstractEventLoop) and _is_open(found)]
+
+
+def _is_open(loop: Any) -> bool:
+    try:
+        return not loop.is_closed()
+    except Exception:  # somebody's own kind, which cannot say
+        return False
 
 
 def _open_sockets() -> dict[int, str]:
@@ -84,11 +97,13 @@ def _open_sockets() -> dict[int, str]:
 
 
 def _address(descriptor: int) -> str:
-    with socket.socket(fileno=os.dup(descriptor)) as copy:
+    # OSError: a thread that is left has just closed it, or it is of a kind without addresses.
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
         try:
             return f" connected to {_text(copy.getpeername())}"
         except OSError:
             return f" at {_text(copy.getsockname())}"
+    return ""
 
 
 def _text(address: Any) -> str:
@@ -120,7 +135,7 @@ def _names(wanted: Any, key: Any) -> dict[int, str]:
         (f"{name}.{attribute}", value)
         for name, module in list(sys.modules.items())
         if not name.startswith(("laraman.", "asyncio", "uvloop", "_")) and name != "__main__"
-        for attribute, value in list(getattr(module, "__dict__", {}).items())
+        for attribute, value in _attributes(module)
     ]
     for _ in range(DEPTH):
         following = []
@@ -140,13 +155,18 @@ def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
     """What is in a container or on an instance; nothing of the value's own code is called."""
     kind = type(value)
     if kind is dict:
-        return [(f"{name}[{key!r}]", item) for key, item in value.items() if isinstance(key, (str, int))]
+        return [(f"{name}[{key!r}]", item) for key, item in list(value.items()) if type(key) in (str, int)]
     if kind in (list, tuple):
         return [(f"{name}[{index}]", item) for index, item in enumerate(value)]
     if issubclass(kind, type) or kind.__module__ == "builtins":
         return []
-    try:
-        attributes = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return []
-    return [(f"{name}.{key}", item) for key, item in attributes.items()] if isinstance(attributes, dict) else []
+    return [(f"{name}.{key}", item) for key, item in _attributes(value)]
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """What the interpreter itself keeps for the instance or module; a ``__dict__`` that is code of its class is left alone."""
+    for kind in type(value).__mro__:
+        if "__dict__" in vars(kind):
+            holder = vars(kind)["__dict__"]
+            return list(holder.__get__(value).items()) if isinstance(holder, _HOLDERS) else []
+    return []

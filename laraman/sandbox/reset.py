@@ -146,7 +146,7 @@ class Resets:
             try:
                 return Memento(name, found.holder, found.attribute).restore
             except ConfigError as exc:
-                raise ConfigError(f"sandbox.restore: {exc}") from None
+                raise ConfigError(f"sandbox.restore: {name!r}: {exc}") from None
         if not watches:  # there is no guard, and what it would watch can be put back all the same
             from laraman.sandbox.guard.watches import WATCHES
 
