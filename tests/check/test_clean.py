@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
 
 from app_example.main import app as example
+from laraman import events
 from laraman.check.heap import Heap
 from tests.check.clean.main import app as clean
 from tests.check.playing import get, rounds
+
+events.forget([name for name in sys.modules if name.startswith("app_example.")])  # its listeners would hear the messages of other tests
 
 CLEAN = ["/orders/", "/orders/tea", "/orders/tea/mail", "/openapi.json", "/docs"]
 EXAMPLE = ["/", "/label", "/echo", "/chat", "/static/chat.css"]
