@@ -96,7 +96,7 @@ def endpoint() -> None: ...
 
 
 def request() -> Operation:
-    route = types.SimpleNamespace(path="/users/{id}")
+    route = types.SimpleNamespace(path="/users/{id}", endpoint=endpoint)
     return Operation(REQUEST, {"type": "http", "method": "GET", "path": "/users/1", "route": route, "endpoint": endpoint})
 
 

@@ -167,7 +167,7 @@ def run(config: SandboxConfig, use: Callable[[Resets], Any] = lambda resets: Non
         ("flush", "resetapp.state:needy", r"give it a reset\(\)"),
         ("restore", "resetapp.state:Thing", "is a type, and these are not entered"),
         ("restore", "resetapp.state:needs", "is a function, and these are not entered"),
-        ("restore", "resetapp.state:local", "sandbox.restore: local cannot be copied, a _thread._local"),
+        ("restore", "resetapp.state:local", r"sandbox.restore: 'resetapp.state:local': local cannot be copied, a _thread\._local"),
         ("restore", "resetapp.state:plain.clear", "is a builtin_function_or_method, and these are not entered"),
         ("restore", "resetapp.state:thing.reset", "is a method, and these are not entered"),
         ("restore", "resetapp.state:thing.fresh", "is another object each time"),
