@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laraman import cli
+from laraman.cli import serving, tables
+from laraman.cli.parsing import VERBS
 from laraman.config import OPTIONS
 from laraman.config.options import flags
 from laraman.errors import ConfigError
@@ -65,7 +67,7 @@ def command(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [sys.executable, "-m", "laraman", *arguments],
         cwd=directory,
-        env=clean_environment({"PYTHONPATH": str(Path(cli.__file__).parent.parent)}),
+        env=clean_environment({"PYTHONPATH": str(Path(cli.__file__).parent.parent.parent)}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -74,7 +76,7 @@ def command(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def configured(*arguments: str) -> Config:
-    return cli._configured(["shop:app", *arguments])
+    return serving.configured(["shop:app", *arguments])
 
 
 # Words ----------------------------------------------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ def test_help_lists_verbs_and_every_option(laraman: Any, words: list[str]) -> No
     code, out, err = laraman(*words)
     assert (code, err) == (0, "")
     spelled = [flag for option in OPTIONS.values() if option.metadata["flags"] is not None for flag in flags(option)]
-    for word in [*cli.VERBS, *spelled, "--no-access-log", "timeouts"]:
+    for word in [*VERBS, *spelled, "--no-access-log", "timeouts"]:
         assert word in out
 
 
@@ -181,20 +183,20 @@ def test_options_as_uvicorn_spells_them() -> None:
 
 @pytest.mark.usefixtures("place")
 def test_an_application_may_come_after_its_options() -> None:
-    assert cli._configured(["--port", "1", "shop:app", "--workers", "2"]).app == "shop:app"
+    assert serving.configured(["--port", "1", "shop:app", "--workers", "2"]).app == "shop:app"
 
 
 def test_the_application_is_found(place: Path) -> None:
     with pytest.raises(ConfigError, match="no application"):
-        cli._configured([])
+        serving.configured([])
     (place / "app").mkdir()
     (place / "app" / "main.py").write_text(APP)
-    assert cli._configured([]).app == "app.main:app"
+    assert serving.configured([]).app == "app.main:app"
     (place / "sub").mkdir()
     (place / "sub" / "api.py").write_text(APP)
-    assert cli._configured(["--app-dir", "sub"]).app == "api:app"
+    assert serving.configured(["--app-dir", "sub"]).app == "api:app"
     (place / "pyproject.toml").write_text('[tool.laraman]\napp = "named:app"\n')
-    assert cli._configured([]).app == "named:app"
+    assert serving.configured([]).app == "named:app"
 
 
 @pytest.mark.parametrize("words", [["shop:app"], ["shop.main"], ["--port", "1"], ["--port", "1", "shop:app"]])
@@ -205,13 +207,13 @@ def test_no_verb_means_start(monkeypatch: pytest.MonkeyPatch, words: list[str]) 
         heard.append(arguments)
         return 0
 
-    monkeypatch.setattr(cli, "start", start)
+    monkeypatch.setattr(serving, "start", start)
     assert cli.main(words) == 0
     assert heard == [words]
 
 
 def test_an_error_that_nobody_planned_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "start", lambda arguments: 1 / 0)
+    monkeypatch.setattr(serving, "start", lambda arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["shop:app"])
 
@@ -224,7 +226,7 @@ def test_status_table(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"worker": "http", "slot": 0, "pid": 8, "state": "ready", "generation": 2, "rss": 30 * 2**20, "uptime": 61.5, "requests": 12345}
     rest = {"in_flight": 1, "connections_in": 2, "connections_out": 3, "restarts": 4, "last_exit": "killed by\n\x1b[2JSIGKILL"}
     waiting = {**row, **rest, "slot": 1, "pid": None, "state": "waiting", "rss": None, "last_exit": None}
-    cli._print_status({"server": {**server, "uptime": 3725, "generation": 2, "state": "running"}, "processes": [{**row, **rest}, waiting]})
+    tables.print_status({"server": {**server, "uptime": 3725, "generation": 2, "state": "running"}, "processes": [{**row, **rest}, waiting]})
     assert capsys.readouterr().out.splitlines() == [
         "laraman 0.1.0  shop  pid 7  shop:app  http://127.0.0.1:8000  up 1h02m  generation 2  running",
         "",
@@ -238,7 +240,7 @@ def test_connections_table(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"pid": 8, "worker": "http", "slot": 0, "direction": "out", "protocol": "frame", "local": "127.0.0.1:5", "peer": "127.0.0.1:9100"}
     rest = {"state": "up", "bytes_in": 1, "bytes_out": 2, "messages_in": 3, "messages_out": 4, "age": 90000, "name": "far"}
     rest |= {"queued": 5, "failures": 6}
-    cli._print_connections({"rows": [{**row, **rest}], "missing": ["http:1"], "left_out": 3})
+    tables.print_connections({"rows": [{**row, **rest}], "missing": ["http:1"], "left_out": 3})
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
         "PID  WORKER  DIR  PROTOCOL  LOCAL        PEER            STATE  BYTES-IN  BYTES-OUT  MSGS-IN  MSGS-OUT  QUEUED  RETRIES    AGE  NAME",
@@ -272,7 +274,7 @@ def test_asking_is_light(place: Path) -> None:
         "import sys; from laraman.cli import main; print(main(['status']));"
         "print(*sorted({'asyncio', 'anyio', 'laraman.asgi', 'laraman.process.master', 'main'} & set(sys.modules)))"
     )
-    environment = clean_environment({"PYTHONPATH": str(Path(cli.__file__).parent.parent)})
+    environment = clean_environment({"PYTHONPATH": str(Path(cli.__file__).parent.parent.parent)})
     result = subprocess.run([sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, timeout=30)
     assert result.stdout.split("\n")[:2] == ["1", ""], result.stderr
 

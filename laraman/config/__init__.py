@@ -60,6 +60,12 @@ def _size(text: str) -> int:
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
 
 
+def _mode(text: str) -> str:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError(f"{text!r} is not of the form 0660")
+    return text
+
+
 def _name(text: str) -> str:
     """The instance's name becomes the name of a directory."""
     if text and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", text):
@@ -76,8 +82,10 @@ class Config:
 
     app: str = option("", "The application: package.module:attribute.", flags=("APP",))
     factory: bool = option(False, "Call the application to get the application.")
+    interface: Literal["auto", "asgi3", "asgi2", "wsgi"] = option("auto", "What kind of application it is.")
     app_dir: str = option("", "Directory to import the application from; the working directory when empty.", metavar="DIRECTORY")
     listeners: tuple[str, ...] = option((), "Module that registers event listeners; repeatable.", flags=("--listener",), metavar="MODULE")
+    env_file: str = option("", "File of environment variables; those that are set already stay as they are.", metavar="PATH")
     gateway: GatewayConfig = option(
         NO_GATEWAY, "Run a websocket gateway that accepts browsers at this address, and let the workers talk to it.", metavar="HOST:PORT"
     )
@@ -93,8 +101,42 @@ class Config:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
     uds: str = option("", "Listen on this unix socket instead.", metavar="PATH")
+    uds_mode: str = option("0666", "Permissions of the unix socket, in octal.", parse=_mode)
     fd: int | None = option(None, "Listen on this inherited file descriptor instead.", low=0)
+    bind: tuple[str, ...] = option((), "Listen on this address instead: host:port, unix:PATH or fd:NUMBER; repeatable.", metavar="ADDRESS")
     backlog: int = option(2048, "Connections the kernel may queue before they are accepted.", low=0, high=2**31 - 1)
+
+    ssl_keyfile: str = option("", "Private key of the certificate, in PEM.", metavar="PATH")
+    ssl_certfile: str = option("", "Certificate with its chain, in PEM: speak TLS.", metavar="PATH")
+    ssl_keyfile_password: str = option("", "Password of the private key.")
+    ssl_version: int = option(17, "TLS version, as a number of Python's ssl module; 17 is any that is safe.", low=0)
+    ssl_cert_reqs: int = option(0, "Whether clients have to show a certificate: 0 no, 1 they may, 2 they must.", low=0, high=2)
+    ssl_ca_certs: str = option("", "Certificates that sign the clients', in PEM.", metavar="PATH")
+    ssl_ciphers: str = option("", "Ciphers up to TLS 1.2, in OpenSSL's words; OpenSSL's own choice when empty.")
+    #: Python only: ``ssl_context_factory(config, default_factory)`` returns the ``ssl.SSLContext``.
+    ssl_context_factory: Any = option(None, "Makes the TLS context.", flags=None)
+
+    proxy_headers: bool = option(True, "Believe X-Forwarded-Proto and X-Forwarded-For of trusted proxies.")
+    forwarded_allow_ips: str = option(
+        "127.0.0.1,::1",
+        "Proxies that are trusted: addresses and networks, separated by commas, or `*`.",
+        env=("UVICORN_FORWARDED_ALLOW_IPS", "FORWARDED_ALLOW_IPS"),
+        metavar="ADDRESSES",
+    )
+    forwarded: bool = option(False, "Believe the field Forwarded (RFC 7239) of trusted proxies instead of X-Forwarded-*.")
+    proxy_protocol: bool = option(False, "Expect the PROXY protocol, version 1 or 2, from trusted proxies.")
+
+    reload: bool = option(False, "Reload when files change; for development.")
+    reload_dirs: tuple[str, ...] = option(
+        (), "Directory to watch; repeatable. The working directory when there is none.", flags=("--reload-dir",), metavar="DIRECTORY"
+    )
+    reload_includes: tuple[str, ...] = option(
+        (), "Pattern of files to watch besides `*.py`; repeatable.", flags=("--reload-include",), metavar="PATTERN"
+    )
+    reload_excludes: tuple[str, ...] = option(
+        (), "Pattern of files not to watch besides `.*`, `.py[cod]`, `.sw.*` and `~*`; repeatable.", flags=("--reload-exclude",), metavar="PATTERN"
+    )
+    reload_delay: float = option(0.25, "Seconds between two looks for changes.", low=0.01)
 
     workers: int = option(
         1,
@@ -114,9 +156,13 @@ class Config:
     http: Literal["auto", "httptools", "h11"] = option("auto", "HTTP/1.1 parser.")
     ws: Literal["auto", "wsproto", "none"] = option("auto", "WebSocket implementation; `none` answers upgrades as plain requests.")
     ws_max_size: int = option(16 * 1024 * 1024, "Largest WebSocket message.", low=1)
+    ws_max_queue: int = option(32, "WebSocket messages that may wait for the application before no more are read.", low=1)
     ws_ping_interval: float = option(20.0, "Seconds between WebSocket pings; 0 sends none.", low=0)
     ws_ping_timeout: float = option(20.0, "Seconds to wait for a pong before the WebSocket is closed; 0 waits for ever.", low=0)
     ws_per_message_deflate: bool = option(True, "Offer WebSocket compression.", metavar="BOOLEAN")
+    http2: bool = option(False, "Speak HTTP/2; not available.")
+    h11_max_incomplete_event_size: int | None = option(None, "Largest request head with h11, instead of limit_request_head.", low=1)
+    reset_contextvars: bool = option(False, "Run each request in an empty context instead of a copy of what startup has left.")
     lifespan: Literal["auto", "on", "off"] = option("auto", "ASGI lifespan protocol.")
     root_path: str = option("", "ASGI root_path: the prefix under which a proxy serves the application.", metavar="PATH")
     server_header: bool = option(True, "Send the default Server header.")
@@ -126,7 +172,12 @@ class Config:
     )
 
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option("info", "Least level that is logged.")
+    log_config: Any = option("", "Configuration of logging: .json, .yaml, else .ini. In Python also a dict, a file or None.", metavar="PATH")
+    log_brand: Literal["laraman", "uvicorn"] = option("laraman", "Name in the line that launchers wait for: `Uvicorn running on ...`.")
     access_log: bool = option(True, "Log every request.")
+    access_log_format: str = option(
+        "", "Of the access log: `json`, `combined`, or like `%(method)s %(path)s %(status)d %(duration).6f`; empty for uvicorn's."
+    )
     log_file: str = option("", "Log to this file instead of stdout and stderr.", metavar="PATH")
     use_colors: bool | None = option(None, "Colour the log; by default when it goes to a terminal.")
 

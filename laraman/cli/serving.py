@@ -1,0 +1,117 @@
+"""The verbs that are a server: ``start`` and ``gateway``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from laraman.cli.parsing import GATEWAY_SERVER_OPTIONS, PYPROJECT, VERBS, gateway_parser, parse, start_parser
+from laraman.config import Config
+from laraman.config.gateway import GATEWAY
+from laraman.errors import ConfigError, LaramanError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from laraman.process.worker import Worker
+
+#: What connects the application with the gateways, where there are any.
+_GATEWAY_LISTENERS = ("laraman.gateway.listeners",)
+#: Seconds on top of the boot deadline that a daemon gets to say how its start went.
+DAEMON_MARGIN = 15.0
+
+
+def start(arguments: list[str]) -> int:
+    """Serve until stopped; with ``--daemon`` until it is ready."""
+    from laraman.asgi import http_workers
+
+    config = configured(arguments)
+    return run(config, http_workers(config), lambda: configured(arguments))
+
+
+def gateway(arguments: list[str]) -> int:
+    """Run a websocket gateway and nothing else, until stopped."""
+    from laraman.gateway import gateway_worker
+
+    config = _gateway_configured(arguments)
+    return run(config, [gateway_worker(config)], lambda: _gateway_configured(arguments))
+
+
+def run(config: Config, workers: list[Worker], revalidate: Callable[[], object]) -> int:
+    """Be the master of these workers, in the foreground or as a daemon."""
+    from laraman import log
+    from laraman.process import handover
+    from laraman.process.daemon import daemonize
+    from laraman.process.master import Master
+
+    def prepare() -> None:
+        _import_listeners(config)
+
+    notify = daemonize(config.timeout_worker_boot + DAEMON_MARGIN) if config.daemon else None
+    try:
+        log.configure(config)
+        if not handover.pending():  # a restarted master does it when the workers are in its hands, so that an error leaves them running
+            prepare()
+        master = Master(config, workers, notify=notify, revalidate=revalidate, prepare=prepare)
+    except LaramanError as exc:
+        if notify is None:
+            raise
+        notify(exc.exit_code, f"laraman: {exc}")
+        return exc.exit_code
+    code = master.run()
+    if code and config.log_file and notify is None:
+        print(f"laraman: ended with exit code {code}; {config.log_file} says why", file=sys.stderr)
+    return code
+
+
+def configured(arguments: list[str]) -> Config:
+    """The whole configuration, with an application. Raises ConfigError."""
+    config = with_app(Config.load(vars(parse(start_parser(), arguments)), os.environ, PYPROJECT))
+    return replace(config, listeners=(*config.listeners, *(_GATEWAY_LISTENERS if config.gateway.enabled else ())))
+
+
+def with_app(config: Config) -> Config:
+    """The same with an application, found when none is named. Raises ConfigError."""
+    from laraman.asgi.app import CONVENTIONAL_FILES, find_app
+
+    if config.app in VERBS:
+        raise ConfigError(f"the verb comes first: laraman {config.app} ...")
+    app = config.app or find_app(config.app_dir or ".")
+    if not app:
+        raise ConfigError(
+            "no application: name it (laraman start package.module:app), set `app` in [tool.laraman] of pyproject.toml, "
+            f"or call it `app` in {', '.join(CONVENTIONAL_FILES)}"
+        )
+    return replace(config, app=app)
+
+
+def _gateway_configured(arguments: list[str]) -> Config:
+    """The configuration of a gateway alone. Raises ConfigError."""
+    parsed = vars(parse(gateway_parser(), arguments))
+    own = {name: parsed.pop(name) for name in GATEWAY.options if name in parsed}
+    config = Config.load(parsed, os.environ, PYPROJECT, only=(*GATEWAY_SERVER_OPTIONS, "gateway"), gateway=own)
+    port = int(config.gateway.listen.rpartition(":")[2])  # which is its name, unless it has another
+    return replace(config, port=port, gateway=replace(config.gateway, embedded=True))
+
+
+def _import_listeners(config: Config) -> None:
+    from laraman.process.worker import import_listeners
+
+    try:
+        import_listeners(config)
+    except LaramanError:
+        raise
+    except (Exception, SystemExit) as exc:
+        name = next((name for name in config.listeners if name not in sys.modules), "?")
+        raise ConfigError(f"the listener module {name!r} cannot be imported: {_in_a_line(exc)}") from None
+
+
+def _in_a_line(exc: BaseException) -> str:
+    """Type, message and, unless the message of a SyntaxError has it, the place."""
+    from traceback import extract_tb
+
+    text = f"{type(exc).__name__}: {exc}".partition("\n")[0].rstrip(": ")
+    frame = extract_tb(exc.__traceback__)[-1]
+    return text if isinstance(exc, SyntaxError) else f"{text} ({frame.filename}:{frame.lineno})"
