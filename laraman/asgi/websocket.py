@@ -264,7 +264,7 @@ class WebSocketConnection(Connection):
 
     async def _receive_out_of_turn(self) -> Message:
         """``receive`` under serial isolation: a session has its turn while it works, and others have theirs while it waits for a message."""
-        message: Message = await self.service.sandbox.out_of_turn(self.receive)
+        message: Message = await self.service.sandbox.out_of_turn(self.receive, self.operation)
         return message
 
     async def send(self, message: Message) -> None:

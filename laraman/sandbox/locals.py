@@ -29,6 +29,8 @@ class Local(Generic[T]):
     count: ClassVar[int] = 0
 
     def __init__(self, factory: Callable[[], Any]) -> None:
+        if inspect.iscoroutinefunction(factory) or inspect.isasyncgenfunction(factory):
+            raise TypeError(f"{factory!r} is async, and an instance is made by a plain call; its aclose() may be async")
         self.name = f"{getattr(factory, '__module__', '?')}.{getattr(factory, '__qualname__', repr(factory))}"
         self._factory: Callable[[], Any] = contextlib.contextmanager(factory) if inspect.isgeneratorfunction(factory) else factory
         self._is_generator = inspect.isgeneratorfunction(factory)
@@ -68,6 +70,7 @@ def local(factory: Callable[[], T] | Callable[[], Iterator[T]]) -> Local[T]:
     """Something of which each operation has its own: ``cart = sandbox.local(Cart)``, and ``cart()`` where it is used.
 
     ``factory`` is called without arguments, or is a generator function that yields the instance once; then this is a decorator.
+    Raises TypeError when it is ``async``.
     """
     return Local(factory)
 

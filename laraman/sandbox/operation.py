@@ -92,9 +92,10 @@ class Operation:
 
 
 def name_of(trace: Trace) -> str:
-    """The name of an operation that may be over."""
+    """The name of an operation that may be over, in one line: paths come from whoever sends requests."""
     verb, path, target = trace
-    return f"{verb} {getattr(target, 'path', '') or path}"
+    name = f"{verb} {getattr(target, 'path', '') or path}"
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 def place_of(trace: Trace) -> str:

@@ -205,7 +205,9 @@ class Resets:
         except asyncio.CancelledError as exc:
             self._report(action, exc)
             cancelled = exc
-        except Exception as exc:
+        except GeneratorExit:  # the loop is gone
+            raise
+        except BaseException as exc:
             self._report(action, exc)
         rest = self._all(actions)
         if rest is not None:
@@ -216,7 +218,7 @@ class Resets:
     def _call(self, action: Action) -> Any:
         try:
             return action.call()
-        except Exception as exc:
+        except BaseException as exc:  # SystemExit too: the others are to be done
             self._report(action, exc)
 
     def _report(self, action: Action, exc: BaseException) -> None:

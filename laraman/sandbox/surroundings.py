@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 from laraman import events
 from laraman.events import aemit, listeners
 from laraman.sandbox.locals import Local
-from laraman.sandbox.operation import CURRENT, TASK, Kind, Operation
+from laraman.sandbox.operation import CURRENT, TASK, Kind, Operation, current
+from laraman.sandbox.turns import Turns
 
 if TYPE_CHECKING:
     import decimal
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
+    from laraman.events import OperationTerminated
     from laraman.sandbox.guard import Guard
     from laraman.sandbox.reset import Resets
 
@@ -35,6 +37,10 @@ logger = logging.getLogger("uvicorn.error")
 
 #: Seconds in which the instances of an operation have to be closed.
 CLOSE_SECONDS = 5.0
+#: Seconds in which those who listen to the end of an operation have to be done.
+LISTEN_SECONDS = 5.0
+#: Operations that end one after the other while others are in flight, until it is said that nothing can be restored.
+OVERDUE = 1000
 
 _set_current = CURRENT.set
 
@@ -50,12 +56,19 @@ class Sandbox:
         self.active = 0
         self.resets: Resets | None = None
         self.guard: Guard | None = None
+        #: Operations that have ended since what is shared was restored.
+        self._not_restored = 0
+        self._said_overdue = False
         #: Names of the kinds of operations whose events somebody listens to.
         self._heard: set[str] = set()
         self._base = copy_context() if base is None else base.copy()
         self._decimal = self._warm_decimal()
         config = getattr(worker, "config", None)
-        self._turn = asyncio.Lock() if getattr(config, "isolation", "") == "serial" else None
+        self._turns = Turns() if getattr(config, "isolation", "") == "serial" else None
+        #: Under serial isolation: operations whose function runs, those of them that have given their turn away, and those in another one's turn.
+        self._sessions: set[Operation] = set()
+        self._away: set[Operation] = set()
+        self._nested: set[Operation] = set()
         #: A fresh context for an operation.
         self.context: Callable[[Operation], Context] = self._plain_context if self._decimal is None else self._with_decimal
 
@@ -112,6 +125,7 @@ class Sandbox:
         """Run ``function(*args)``, plain or ``async``, as an operation: for work that no server hands out, like the records of a consumer's loop.
 
         It gets a task and a context of its own. Returns and raises what it does. ``subject`` is what its events carry, by default its name.
+        Under serial isolation it waits for its turn, unless it is an operation that calls this in its own: that may wait for the result.
         """
         operation = Operation(kind, subject or f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}")
         worker = self.worker
@@ -119,11 +133,15 @@ class Sandbox:
             worker.in_flight += 1
         try:
             wrapper = self.wrapper(kind) or _call
+            if self._turns is not None and (caller := current()) is not None and (caller is self._turns.holder or caller in self._nested):
+                self._nested.add(operation)
+                wrapper = self._operate
             context = self.context(operation)
             return await asyncio.get_running_loop().create_task(wrapper(operation, function, *args), name=operation.name, context=context)
         finally:
             if worker is not None:
                 worker.in_flight -= 1
+            self._nested.discard(operation)
             self.ended(operation)
 
     def wrapper(self, kind: Kind) -> Callable[..., Coroutine[Any, Any, Any]] | None:
@@ -135,14 +153,14 @@ class Sandbox:
         (self._heard.add if heard else self._heard.discard)(kind.name)
         resets = self.resets is not None and (self.resets.each or self.resets.idle)
         watched = self.guard is not None and self.guard.every
-        if self._turn is not None and kind.waits:
+        if self._turns is not None and kind.waits:
             return self._operate_in_turn
         return self._operate if heard or resets or watched or Local.count else None
 
     @property
     def serial(self) -> bool:
         """Operations have a turn."""
-        return self._turn is not None
+        return self._turns is not None
 
     def ended(self, operation: Operation) -> None:
         """Nothing of the operation runs any more but what it has started and left behind."""
@@ -160,36 +178,55 @@ class Sandbox:
         return self.active if self.guard is not None and self.guard.every else in_flight
 
     async def _operate_in_turn(self, operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
-        assert self._turn is not None
-        async with self._turn:
-            return await self._operate(operation, function, *args)
+        assert self._turns is not None
+        try:
+            await self._turns.take(operation)
+            self._sessions.add(operation)
+            return await self._operate(operation, self._to_the_end, operation, function, *args)
+        finally:
+            self._turns.give(operation)
 
-    async def out_of_turn(self, function: Callable[[], Awaitable[Any]]) -> Any:
+    async def _to_the_end(self, operation: Operation, function: Callable[..., Any], *args: Any) -> Any:
+        """Another task of the operation may have given its turn away, and still wait: what is done at the end is done in turn, and by nobody else."""
+        try:
+            return await _call(operation, function, *args)
+        finally:
+            try:
+                await self._come_back(operation)
+            finally:
+                self._sessions.discard(operation)
+
+    async def out_of_turn(self, function: Callable[[], Awaitable[Any]], operation: Operation | None = None) -> Any:
         """Under serial isolation: await ``function()`` while others have their turn, and come back when it is ours again.
 
-        The operation is not in flight meanwhile, so what is shared is restored.
+        ``operation`` is the current one by default. It is not in flight meanwhile, so what is shared is restored.
         """
-        assert self._turn is not None
+        assert self._turns is not None
+        operation = operation or current()
+        if operation is None or operation not in self._sessions:  # it is over, or has no turn of its own
+            return await function()
         try:
-            if (waiting := self._withdraw()) is not None:
-                await waiting
-        finally:
-            self._turn.release()
-        try:
+            if self._turns.holder is operation and operation not in self._away:
+                self._away.add(operation)
+                if (waiting := self._withdraw()) is not None:
+                    await waiting
+                self._turns.give(operation)
             return await function()
         finally:
-            await self._come_back(self._turn)
+            await self._come_back(operation)
 
-    async def _come_back(self, turn: asyncio.Lock) -> None:
+    async def _come_back(self, operation: Operation) -> None:
         """Whoever cancels this meanwhile: the operation has its turn for what it does at its end."""
+        assert self._turns is not None
         cancelled: asyncio.CancelledError | None = None
-        while True:
+        while operation in self._sessions and self._turns.holder is not operation:
             try:
-                await turn.acquire()
-                break
+                await self._turns.take(operation)
             except asyncio.CancelledError as exc:
                 cancelled = exc
-        self.active += 1
+        if operation in self._away:
+            self._away.remove(operation)
+            self.active += 1
         if cancelled is not None:
             raise cancelled
 
@@ -225,7 +262,7 @@ class Sandbox:
         resets = self.resets
         try:
             if heard and kind.terminated is not None:
-                await aemit(kind.terminated(worker=self.worker, outcome=outcome, **{kind.subject: operation.subject}))
+                await self._tell(kind.terminated(worker=self.worker, outcome=outcome, **{kind.subject: operation.subject}))
         finally:
             try:
                 if operation.instances is not None and (waiting := self._close_instances(operation)) is not None:
@@ -242,20 +279,37 @@ class Sandbox:
                     if self.guard is not None and self.guard.every:
                         self.guard.look(operation)
 
+    async def _tell(self, event: OperationTerminated) -> None:
+        """A listener that never comes to its end would keep the operation, and under serial isolation everybody's turn."""
+        try:
+            async with asyncio.timeout(LISTEN_SECONDS):
+                await aemit(event)
+        except TimeoutError:
+            logger.error("Listeners for %s were not done after %g s", type(event).__name__, LISTEN_SECONDS)
+
     def _withdraw(self) -> Awaitable[None] | None:
         """The operation is in flight no more: what is shared is restored if it was the last. To be awaited if something is returned."""
         self.active -= 1
         resets = self.resets
-        return resets.when_idle() if not self.active and resets is not None and resets.idle else None
+        if resets is None or not resets.idle:
+            return None
+        if not self.active:
+            self._not_restored = 0
+            return resets.when_idle()
+        self._not_restored += 1
+        if self._not_restored == OVERDUE and not self._said_overdue:
+            self._said_overdue = True
+            logger.warning("sandbox.restore: nothing put back for %d operations, as others were always in flight: see --isolation serial", OVERDUE)
+        return None
 
     def _close_instances(self, operation: Operation) -> Awaitable[None] | None:
         """Close them, the last first, up to the first that has to be awaited: then what is returned closes that one and the rest."""
         assert operation.instances is not None
-        rest = reversed(tuple(operation.instances.items()))
+        rest = _last_first(operation.instances)
         for local, entry in rest:
             try:
                 closing = local.closing(entry)
-            except Exception as exc:
+            except BaseException as exc:  # SystemExit too: the rest is to be closed
                 self._not_closed(operation, local, exc)
             else:
                 if closing is not None and isawaitable(closing):
@@ -276,13 +330,15 @@ class Sandbox:
                 closing = local.closing(entry)
             except asyncio.CancelledError as exc:
                 interrupted, closing = exc, None
-            except Exception as exc:
+            except GeneratorExit:  # the loop is gone
+                raise
+            except BaseException as exc:
                 closing = None
                 self._not_closed(operation, local, exc)
         if interrupted is not None:
             raise interrupted
 
-    def _not_closed(self, operation: Operation, local: Local[Any], exc: Exception) -> None:
+    def _not_closed(self, operation: Operation, local: Local[Any], exc: BaseException) -> None:
         logger.error("%s of %s could not be closed", local.name, operation.name, exc_info=exc)
         self._give_up(f"{local.name} could not be closed")
 
@@ -290,6 +346,15 @@ class Sandbox:
         """This process may hold what belongs to an operation that is over: another one takes its place."""
         if self.worker is not None:
             self.worker.retire(reason)
+
+
+def _last_first(instances: dict[Local[Any], Any]) -> Iterator[tuple[Local[Any], Any]]:
+    """All of them, and then those that were made while these were closed."""
+    given = 0
+    while len(instances) > given:
+        fresh = list(instances.items())[given:]
+        given += len(fresh)
+        yield from reversed(fresh)
 
 
 async def _call(operation: Operation, function: Callable[..., Any], *args: Any) -> Any:

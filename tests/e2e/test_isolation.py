@@ -69,7 +69,15 @@ async def session(websocket):
         await asyncio.sleep(0.001)
         await websocket.send_text(USER)
 
+async def two(websocket):   # stops waiting for a message when there is something else
+    await websocket.accept()
+    left = asyncio.create_task(websocket.receive())
+    await asyncio.wait({left}, timeout=0.01)
+    left.cancel()
+    await websocket.close()
+
 app = Starlette(routes=[
+    WebSocketRoute("/two", two),
     Route("/concurrent", concurrent, methods=["POST"]),
     Route("/threaded", threaded, methods=["POST"]),
     Route("/serial", serial, methods=["POST"]),
@@ -148,3 +156,21 @@ def test_under_serial_a_slow_body_and_a_silent_websocket_keep_nobody_waiting(ser
         writer.close()
 
     asyncio.run(main())
+
+
+def test_under_serial_a_session_may_leave_its_waiting_task_behind(server: Callable[..., Server]) -> None:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import ConnectionClosedOK
+
+    running = server("app:app", "--isolation", "serial", files=FILES)
+
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE):
+            for user in ("alice", "bob"):
+                async with connect(f"ws://127.0.0.1:{running.port}/two") as session:
+                    with pytest.raises(ConnectionClosedOK):
+                        await session.recv()
+                assert [found["user"] for found in await on_many(running.port, "/serial", [user] * 3, b"")] == [user] * 3
+
+    asyncio.run(main())
+    assert "Exception" not in running.output

@@ -72,3 +72,8 @@ def test_current_is_the_operation_also_in_what_it_starts() -> None:
 
     assert asyncio.run(main()) == [operation] * 3
     assert current() is None
+
+
+def test_the_name_of_an_operation_is_one_line() -> None:
+    """Paths come from whoever sends requests, decoded."""
+    assert Operation(REQUEST, {"type": "http", "method": "GET", "path": "/a\n\x1b[31mERROR"}).name == r"GET /a\n\x1b[31mERROR"

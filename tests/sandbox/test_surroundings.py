@@ -12,12 +12,13 @@ import pytest
 from laraman import events, sandbox
 from laraman.config import Config
 from laraman.events import OperationTerminated, TaskReceived, TaskTerminated, TickReceived, TickTerminated
+from laraman.sandbox import surroundings
 from laraman.sandbox.locals import Local
 from laraman.sandbox.operation import LINK_MESSAGE, TASK, TICK, Operation, current
 from laraman.sandbox.surroundings import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 class Worker(types.SimpleNamespace):
@@ -390,3 +391,137 @@ def test_the_rest_is_closed_after_one_that_takes_its_time_and_after_one_that_fai
     asyncio.run(Sandbox(worker).run(lambda: [one() for one in made] and None))
     assert told == ["6", "4", "3", "2", "0"]
     assert len(worker.reasons) == 2
+
+
+def test_an_async_factory_is_refused() -> None:
+    async def instance() -> None: ...
+    async def generator() -> AsyncIterator[None]:
+        yield
+
+    for factory in (instance, generator):
+        with pytest.raises(TypeError, match="is async"):
+            sandbox.local(factory)
+
+
+def test_what_is_made_while_others_are_closed_is_closed_and_nothing_stops_it() -> None:
+    told: list[str] = []
+
+    class Log:
+        def close(self) -> None:
+            told.append("log")
+
+    class Closes:
+        def close(self) -> None:
+            log()
+            raise SystemExit(7)
+
+    class Later:
+        async def aclose(self) -> None:
+            raise asyncio.CancelledError
+
+    closes, later, log = sandbox.local(Closes), sandbox.local(Later), sandbox.local(Log)
+    worker = Worker()
+
+    async def main() -> None:
+        box = Sandbox(worker)
+        await box.run(lambda: closes() and None)
+        with pytest.raises(asyncio.CancelledError):
+            await box.run(lambda: (closes(), later()))
+
+    asyncio.run(main())
+    assert told == ["log", "log"]
+    assert len(worker.reasons) == 2
+
+
+def test_a_listener_that_never_comes_to_its_end_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(surroundings, "LISTEN_SECONDS", 0.01)
+
+    async def wait(event: TaskTerminated) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        events.on(TaskTerminated, wait)
+        box = Sandbox(Worker(isolation="serial"))
+        async with asyncio.timeout(10):
+            assert [await box.run(lambda: 7), await box.run(lambda: 8)] == [7, 8]
+
+    asyncio.run(main())
+    assert "Listeners for TaskTerminated were not done" in caplog.text
+
+
+def test_that_nothing_can_be_restored_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(surroundings, "OVERDUE", 3)
+    restored: list[int] = []
+
+    async def main() -> None:
+        box, hold = Sandbox(Worker()), asyncio.Event()
+        box.resets = types.SimpleNamespace(each=False, idle=True, failed="", when_idle=lambda: restored.append(1))  # type: ignore[assignment]
+        box.wrapper(TASK)
+        for _ in range(5):
+            await box.run(lambda: None)
+        assert (len(restored), caplog.messages) == (5, [])
+        for _ in range(2):
+            long = asyncio.create_task(box.run(hold.wait))
+            await asyncio.sleep(0)
+            for _ in range(10):
+                await box.run(lambda: None)
+            hold.set()
+            await long
+            hold.clear()
+
+    asyncio.run(main())
+    assert len(restored) == 7
+    assert caplog.messages == ["sandbox.restore: nothing put back for 3 operations, as others were always in flight: see --isolation serial"]
+
+
+def test_a_turn_is_given_away_once_and_is_there_at_the_end_whoever_still_waits() -> None:
+    """A websocket session that leaves its task behind which receives, cancelled or not, or has two of them."""
+    told: list[str] = []
+
+    async def main(leave: str) -> None:
+        box, message = Sandbox(Worker(isolation="serial")), asyncio.Event()
+        events.on(TaskTerminated, lambda event: told.append(f"{event.task} {box.active}"))
+        left: list[asyncio.Task[Any]] = []
+
+        async def session() -> None:
+            left.extend(asyncio.create_task(box.out_of_turn(message.wait)) for _ in range(2))
+            await asyncio.sleep(0)
+            if leave == "cancelled":
+                left[0].cancel()
+            elif leave == "back":
+                message.set()
+                await left[1]
+
+        async def request() -> None:
+            told.append("request")
+            await asyncio.sleep(0)
+            message.set()
+            await asyncio.sleep(0)
+
+        async with asyncio.timeout(10):
+            await asyncio.gather(box.run(session, subject="session"), box.run(request, subject="first"), box.run(request, subject="second"))
+            await asyncio.wait(left)
+            assert await box.run(lambda: 7, subject="third") == 7
+        assert box.active == 0
+
+    for leave in ("waiting", "cancelled", "back"):
+        told.clear()
+        events._registered.clear()
+        events.changed()
+        asyncio.run(main(leave))
+        assert sorted(told) == sorted(["request", "first 1", "request", "second 1", "session 1", "third 1"]), leave
+        for name in ("first", "second"):
+            assert told[told.index(f"{name} 1") - 1] == "request", leave  # nobody had a turn in between
+
+
+def test_under_serial_an_operation_may_wait_for_work_of_its_own() -> None:
+    async def main() -> list[int]:
+        box = Sandbox(Worker(isolation="serial"))
+
+        async def inner(depth: int) -> int:
+            return depth if not depth else 1 + int(await box.run(inner, depth - 1))
+
+        async with asyncio.timeout(10):
+            return list(await asyncio.gather(box.run(inner, 2), box.run(inner, 3)))
+
+    assert asyncio.run(main()) == [2, 3]
