@@ -49,8 +49,10 @@ class Filter(logging.Filter):
         return "<Filter>"
 
 
+named = logging.getLogger("tests.sandbox.guarded")
+
+
 def a_logger() -> None:
-    named = logging.getLogger("tests.sandbox.guarded")
     named.setLevel(logging.ERROR)
     named.addFilter(Filter())
 
@@ -300,6 +302,22 @@ def test_the_same_change_of_several_is_said_once(make: Any, lines: Lines) -> Non
     assert len(lines.texts) == 2
 
 
+@pytest.mark.parametrize("mode", ["warn", "restore"])
+def test_a_logger_that_a_late_import_makes_may_have_a_level(make: Any, lines: Lines, mode: Any) -> None:
+    """SQLAlchemy does that when it is imported."""
+    name = f"tests.sandbox.guarded.made.{mode}"
+    guard = make(mode)
+    run_in(operation := request(), lambda: logging.getLogger(name).setLevel(logging.WARNING))
+    end(guard, operation)
+    guard.look_back()
+    assert lines.texts == []
+    run_in(operation := request(), lambda: logging.getLogger(name).setLevel(logging.ERROR))
+    end(guard, operation)
+    guard.look_back()
+    assert f"loggers, {name} level: 30 -> 40" in lines.texts[0]
+    assert logging.getLogger(name).level == (logging.ERROR if mode == "warn" else logging.WARNING)
+
+
 def test_late_imports_and_their_loggers_are_no_change(make: Any, lines: Lines) -> None:
     guard = make("warn")
     logging.getLogger("tests.sandbox.imported.late").addHandler(logging.NullHandler())
@@ -333,7 +351,7 @@ def test_a_glance_sees_what_is_fast(watch: Watch, make: Any) -> None:
 # What is shown --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["API_KEY", "Secret_x", "GITHUB_TOKEN", "PGPASSWORD", "AUTH_HEADER", "AWS_CREDENTIALS"])
+@pytest.mark.parametrize("name", ["API_KEY", "Secret_x", "GITHUB_TOKEN", "PGPASSWORD", "AUTH_HEADER", "AWS_CREDENTIALS", "MYSQL_PWD", "SESSION_ID"])
 def test_secrets_are_not_shown(name: str) -> None:
     assert describe_variable(name, "hunter1", "hunter2") == f"{name}: changed (value not shown)"
     assert describe_variable(name, None, "hunter2") == f"{name}: set (value not shown)"
@@ -342,6 +360,7 @@ def test_secrets_are_not_shown(name: str) -> None:
 
 def test_urls_with_a_user_are_not_shown_and_long_values_are_shortened() -> None:
     assert describe_variable("DATABASE", None, "postgres://me:hunter2@db/x") == "DATABASE: set (value not shown)"
+    assert describe_variable("DSN", None, "host=db password=hunter2") == "DSN: set (value not shown)"
     text = describe_variable("LONG", None, "x" * 1000)
     assert len(text) == len("LONG: unset -> ") + SHOWN
     assert describe_variable("A\nB", None, "x\n") == r"A\nB: unset -> 'x\n'"

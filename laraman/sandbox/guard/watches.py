@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 #: Characters of a value that are shown.
 SHOWN = 60
-#: What the name of an environment variable contains when its value is nobody's business.
-SECRET = ("KEY", "SECRET", "TOKEN", "PASS", "AUTH", "CREDENTIAL")
+#: What the name of an environment variable, or its value, contains when the value is nobody's business.
+SECRET = ("KEY", "SECRET", "TOKEN", "PASS", "PWD", "AUTH", "CREDENTIAL", "PRIVATE", "COOKIE", "SESSION", "SALT", "SIGNATURE", "BEARER")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ def changed(what: str, before: object, after: object) -> str:
 
 def describe_variable(name: str, before: str | None, after: str | None) -> str:
     """A change of an environment variable, without what may be a secret."""
-    hidden = any(word in name.upper() for word in SECRET) or any("://" in value and "@" in value for value in (before, after) if value)
+    values = [value for value in (before, after) if value]
+    hidden = any(word in text.upper() for text in (name, *values) for word in SECRET) or any("://" in value and "@" in value for value in values)
     if not hidden:
         return f"{shown_name(name)}: {'unset' if before is None else shown(before)} -> {'unset' if after is None else shown(after)}"
     if before is None or after is None:
@@ -102,8 +103,8 @@ def _items(what: str, before: Sequence[Any], after: Sequence[Any]) -> str:
 def _entries(describe: Callable[[str, Any, Any], str], before: Mapping[Any, Any], after: Mapping[Any, Any]) -> str:
     """Of mappings: the entries that differ."""
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    parts = [describe(name, before.get(name), after.get(name)) for name in names[:3]]
-    return ", ".join(parts) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    parts = [part for name in names if (part := describe(name, before.get(name), after.get(name)))]
+    return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
 
 
 # Environment, working directory, time zone, locale ---------------------------------------------------------------------------------
@@ -219,26 +220,32 @@ _PLAIN: tuple[Any, ...] = (logging.NOTSET, [], [], True, False)
 
 
 def _read_loggers() -> dict[str, tuple[Any, ...]]:
-    """Every logger that is set up in some way. A module that is imported late makes loggers, and libraries give theirs a NullHandler: no change."""
+    """Every logger. Libraries give theirs a NullHandler, which is left out."""
     found: dict[str, tuple[Any, ...]] = {}
     for name, logger in list(logging.getLogger().manager.loggerDict.items()):
         if isinstance(logger, logging.Logger):
             handlers = [handler for handler in logger.handlers if type(handler) is not logging.NullHandler]
-            if logger.level or handlers or logger.filters or not logger.propagate or logger.disabled:
-                found[name] = logger.level, handlers, list(logger.filters), logger.propagate, logger.disabled
+            found[name] = logger.level, handlers, list(logger.filters), logger.propagate, logger.disabled
     return found
 
 
 def _restore_loggers(value: Mapping[str, tuple[Any, ...]]) -> None:
     now = _read_loggers()
     for name in {**value, **now}:
-        if value.get(name) != now.get(name):
+        if value.get(name) != now.get(name) and not _is_new(value.get(name), now.get(name)):
             logger = logging.getLogger(name)
             level, logger.handlers[:], logger.filters[:], logger.propagate, logger.disabled = value.get(name, _PLAIN)
             logger.setLevel(level)
 
 
+def _is_new(before: tuple[Any, ...] | None, after: tuple[Any, ...] | None) -> bool:
+    """Whether a logger was only made, and given a level: a module that is imported late does so, and nobody has used the logger before."""
+    return before is None and after is not None and after[1:] == _PLAIN[1:]
+
+
 def _describe_logger(name: str, before: tuple[Any, ...] | None, after: tuple[Any, ...] | None) -> str:
+    if _is_new(before, after):
+        return ""
     return f"{shown_name(name)} {_fields(_LOGGER, before or _PLAIN, after or _PLAIN)}"
 
 
