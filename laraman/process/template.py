@@ -109,7 +109,7 @@ class Template(Worker):
 
     def _load(self) -> None:
         """Do what a worker's boot would do without a loop. Raises what the application raises."""
-        from laraman.process.child import load_handler
+        from laraman.process.life import load_handler
 
         import_listeners(self.config)
         handler = load_handler(self.handler)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from laraman.config import Config
     from laraman.net.connection import Connection
     from laraman.net.link import Link
-    from laraman.process.child import Run
+    from laraman.process.life import Life
     from laraman.process.tasks import Tasks
     from laraman.sandbox import Sandbox
 
@@ -91,7 +91,7 @@ class Worker:
         self.stop_reason = ""
         #: The handler, when it was loaded before this process was forked.
         self.loaded: Any = None
-        self._run: Run | None = None
+        self._life: Life | None = None
 
     def __repr__(self) -> str:
         return f"<Worker {self.name}{f' {self.slot}' if self.slot >= 0 else ''}>"
@@ -128,14 +128,14 @@ class Worker:
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The handler of SIGTERM in the child."""
-        if self._run is not None:
-            self._run.on_sigterm()
+        if self._life is not None:
+            self._life.on_sigterm()
 
     def retire(self, reason: str = "") -> None:
         """Ask the master for a successor, saying why. This process serves until that is ready, and is then told to stop. Workers of one name
         take turns, so it may serve for a while yet. Asked again, nothing more happens. Call it in the loop's thread."""
-        if self._run is not None:
-            self._run.retire(reason or "it asked for a successor")
+        if self._life is not None:
+            self._life.retire(reason or "it asked for a successor")
 
 
 # Listener modules -----------------------------------------------------------------------------------------------------------------
