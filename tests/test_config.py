@@ -119,7 +119,7 @@ def test_a_missing_file_is_no_error(tmp_path: Path) -> None:
         ("timeout_keep_alive", "inf", "--timeout-keep-alive: inf is not a finite number"),
         ("timeout_keep_alive", "soon", "--timeout-keep-alive: 'soon' is not a number"),
         ("limit_concurrency", "0", "--limit-concurrency: 0 is less than 1"),
-        ("loop", "trio", "--loop: 'trio' is not one of auto, uvloop, asyncio"),
+        ("loop", "trio", "--loop: 'trio' is not one of auto, none, asyncio, uvloop, zuvloop, module:factory"),
         ("ws_per_message_deflate", "maybe", "--ws-per-message-deflate: 'maybe' is neither true nor false"),
         ("header", ["nonsense"], "--header: 'nonsense' is not of the form Name:Value"),
         ("header", ["a b:c"], "--header: 'a b:c' is not of the form Name:Value"),

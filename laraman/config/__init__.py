@@ -8,20 +8,25 @@ pyproject.toml, the default.
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from laraman.config import words
 from laraman.config.cpus import cpu_count
 from laraman.config.gateway import GATEWAY, GatewayConfig
-from laraman.config.options import Section, choices, default_text, flags, is_switch, option
+from laraman.config.options import Section, Sources, choices, default_text, flags, is_switch, negative, option
 from laraman.config.sandbox import SANDBOX, SandboxConfig
+from laraman.config.settle import settle
 from laraman.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from dataclasses import Field
     from pathlib import Path
+
+    from laraman.config.options import Origin
 
 VERSION = "0.1.0"
 
@@ -63,6 +68,21 @@ def _size(text: str) -> int:
 def _mode(text: str) -> str:
     if not re.fullmatch(r"0?[0-7]{3}", text):
         raise ValueError(f"{text!r} is not of the form 0660")
+    return text
+
+
+def _seconds(text: str) -> float | None:
+    if text.lower() == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a number nor 'none'") from None
+
+
+def _existing(text: str) -> str:
+    if not os.path.exists(text):
+        raise ValueError(f"there is no {text}")
     return text
 
 
@@ -108,7 +128,7 @@ class Config:
 
     ssl_keyfile: str = option("", "Private key of the certificate, in PEM.", metavar="PATH")
     ssl_certfile: str = option("", "Certificate with its chain, in PEM: speak TLS.", metavar="PATH")
-    ssl_keyfile_password: str = option("", "Password of the private key.")
+    ssl_keyfile_password: str = option("", "Password of the private key.", secret=True)
     ssl_version: int = option(17, "TLS version, as a number of Python's ssl module; 17 is any that is safe.", low=0)
     ssl_cert_reqs: int = option(0, "Whether clients have to show a certificate: 0 no, 1 they may, 2 they must.", low=0, high=2)
     ssl_ca_certs: str = option("", "Certificates that sign the clients', in PEM.", metavar="PATH")
@@ -128,7 +148,12 @@ class Config:
 
     reload: bool = option(False, "Reload when files change; for development.")
     reload_dirs: tuple[str, ...] = option(
-        (), "Directory to watch; repeatable. The working directory when there is none.", flags=("--reload-dir",), metavar="DIRECTORY"
+        (),
+        "Directory to watch; repeatable. The working directory when there is none.",
+        flags=("--reload-dir",),
+        parse=_existing,
+        metavar="DIRECTORY",
+        separator=os.pathsep,
     )
     reload_includes: tuple[str, ...] = option(
         (), "Pattern of files to watch besides `*.py`; repeatable.", flags=("--reload-include",), metavar="PATTERN"
@@ -152,15 +177,25 @@ class Config:
     name: str = option("", "Name of this instance; the port when empty.", parse=_name)
     state_dir: str = option("", "Directory of the pid file and the control socket; .laraman/<name> when empty.", metavar="DIRECTORY")
 
-    loop: Literal["auto", "uvloop", "asyncio"] = option("auto", "Event loop of the workers.")
-    http: Literal["auto", "httptools", "h11"] = option("auto", "HTTP/1.1 parser.")
-    ws: Literal["auto", "wsproto", "none"] = option("auto", "WebSocket implementation; `none` answers upgrades as plain requests.")
+    loop: str = option(
+        "auto",
+        "Event loop of the workers: `auto`, `none`, `asyncio`, `uvloop`, `zuvloop`, or `module:factory`.",
+        parse=words.loop,
+        metavar="WORD|MODULE:FACTORY",
+    )
+    http: str = option("auto", "HTTP/1.1 parser: `auto`, `h11` or `httptools`.", parse=words.http, metavar="|".join(words.HTTP))
+    ws: str = option(
+        "auto",
+        "`none` answers WebSocket upgrades as plain requests; uvicorn's other words all mean laraman's one implementation.",
+        parse=words.websockets,
+        metavar="|".join(words.WEBSOCKETS),
+    )
     ws_max_size: int = option(16 * 1024 * 1024, "Largest WebSocket message.", low=1)
     ws_max_queue: int = option(32, "WebSocket messages that may wait for the application before no more are read.", low=1)
     ws_ping_interval: float = option(20.0, "Seconds between WebSocket pings; 0 sends none.", low=0)
     ws_ping_timeout: float = option(20.0, "Seconds to wait for a pong before the WebSocket is closed; 0 waits for ever.", low=0)
     ws_per_message_deflate: bool = option(True, "Offer WebSocket compression.", metavar="BOOLEAN")
-    http2: bool = option(False, "Speak HTTP/2; not available.")
+    http2: bool = option(False, "Speak HTTP/2: refused, that is for the proxy in front.")
     h11_max_incomplete_event_size: int | None = option(None, "Largest request head with h11, instead of limit_request_head.", low=1)
     reset_contextvars: bool = option(False, "Run each request in an empty context instead of a copy of what startup has left.")
     lifespan: Literal["auto", "on", "off"] = option("auto", "ASGI lifespan protocol.")
@@ -212,7 +247,9 @@ class Config:
         30.0, "Seconds a request body may make no progress while the application waits for it; 0 for no limit.", low=0
     )
     timeout_write: float = option(60.0, "Seconds a client may read nothing of a response that waits for it; 0 for no limit.", low=0)
-    timeout_graceful_shutdown: float = option(8.0, "Seconds that running requests get to finish when a worker stops.", low=0)
+    timeout_graceful_shutdown: float | None = option(
+        8.0, "Seconds that running requests get to finish when a worker stops; `none` for no limit.", low=0, parse=_seconds, metavar="NUMBER|none"
+    )
     timeout_worker_healthcheck: float = option(5.0, "Seconds without a beat after which a worker counts as hung and is replaced.", low=0.1)
     timeout_worker_boot: float = option(60.0, "Seconds a worker may take to become ready.", low=0.1)
 
@@ -224,25 +261,40 @@ class Config:
         pyproject: Path | None,
         only: Collection[str] = (),
         gateway: Mapping[str, Any] | None = None,
+        places: dict[str, Origin] | None = None,
     ) -> Config:
         """The configuration from the command line, the environment and the file; a file that does not exist is no error.
 
         ``cli`` maps field names to a text, a list of texts or a bool; None is "not given". Raises ConfigError with one line that
         names the source. With ``only``, other options are not looked at: a mistake in one of them keeps nobody from stopping a server.
-        ``gateway`` are options of a command line that is a gateway's.
+        ``gateway`` are options of a command line that is a gateway's. ``places`` is told where each option that is given was found.
         """
         table = _tool_table(pyproject)
-        file = str(pyproject)
+        sources = Sources(cli, env, str(pyproject), {} if places is None else places)
         if not only:
-            SERVER.check_names(table, file)
+            SERVER.check_names(table, sources.file)
         names = only or OPTIONS
-        values = SERVER.values(cli, env, table, file, [name for name in names if name not in ("gateway", "sandbox")])
+        if "env_file" in names:
+            sources = _with_env_file(sources, table)
+        values = SERVER.values(sources, table, [name for name in names if name not in ("gateway", "sandbox")])
+        settle(values, sources.places)
         if "gateway" in names:
             given = {**(gateway or {}), "gateway": cli.get("gateway")}
-            values["gateway"] = GatewayConfig.load(given, env, table.get("gateway", {}), file)
+            values["gateway"] = GatewayConfig.load(replace(sources, cli=given), table.get("gateway", {}))
         if "sandbox" in names:
-            values["sandbox"] = SandboxConfig.load(env, table.get("sandbox", {}), file)
+            values["sandbox"] = SandboxConfig.load(sources, table.get("sandbox", {}))
         return cls(**values)
+
+
+def _with_env_file(sources: Sources, table: Mapping[str, Any]) -> Sources:
+    """The same with the variables of the environment file, but for uvicorn's own: uvicorn has read those before it reads the file."""
+    path = SERVER.values(sources, table, ["env_file"]).get("env_file")
+    if not path:
+        return sources
+    from laraman.config import envfile
+
+    added = {name: value for name, value in envfile.read(path, sources.env).items() if not name.startswith("UVICORN_")}
+    return replace(sources, env={**sources.env, **added}, added=dict.fromkeys(added, path))
 
 
 SERVER = Section.of(Config, "[tool.laraman]", "LARAMAN_", "UVICORN_")
@@ -284,7 +336,7 @@ def _section_table(section: Section) -> str:
 
 def _spelling(wanted: Field[Any]) -> str:
     spelling = ", ".join(f"`{flag}`" for flag in flags(wanted))
-    return f"{spelling} / `--no-{flags(wanted)[-1][2:]}`" if is_switch(wanted) else spelling
+    return f"{spelling} / `{negative(wanted)}`" if is_switch(wanted) else spelling
 
 
 def _meaning(wanted: Field[Any]) -> str:

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from laraman.config.options import Section, option
+from laraman.config.options import COMMAND_LINE, ENVIRONMENT, Origin, Section, option
 from laraman.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from laraman.config.options import Sources
 
 HEARTBEAT = "~6YOt5rW35piO~"
 
@@ -65,7 +65,7 @@ class GatewayConfig:
         parse=_known_port,
         metavar="HOST:PORT",
     )
-    secret: str = option("", "Shared secret of the worker and task ports; only laraman's gateways have one.", flags=None)
+    secret: str = option("", "Shared secret of the worker and task ports; only laraman's gateways have one.", flags=None, secret=True)
 
     events: int = option(7, "What to be told of: 1 opens + 2 closes + 4 messages.", low=1, high=7, flags=None)
     dialect: Literal["auto", "d8", "d5", "d3"] = option("auto", "Generation of the gateway: `d8` 8.x, `d5` 5.x to 7.x, `d3` 4.x.")
@@ -121,41 +121,46 @@ class GatewayConfig:
         return bool(self.gateways)
 
     @classmethod
-    def load(cls, cli: Mapping[str, Any], env: Mapping[str, str], table: Any, file: str) -> GatewayConfig:
+    def load(cls, sources: Sources, table: Any) -> GatewayConfig:
         """From the command line, the environment and the table. On the command line ``listen`` and ``gateway``, its short form, turn the embedded
         one on, and so does LARAMAN_GATEWAY.
 
         Raises ConfigError with one line that names the source.
         """
         section = GATEWAY
-        common = _table(table, section, file)
+        common = _table(table, section, sources.file)
         entries = common.pop("netsvr", [])
         names = [name for name in section.options if name != "netsvr"]
-        short = _short_form(cli.get("gateway"), env.get("LARAMAN_GATEWAY"))
-        given = section.values({**cli, "listen": cli.get("listen") or short}, env, common, file, names)
-        if short or cli.get("listen") is not None:
-            given["embedded"] = True
+        given = section.values(sources, common, names, "gateway.")
+        short = _short_form(sources)
+        if short and sources.cli.get("listen") is None:
+            given["listen"], sources.places["gateway.listen"] = short
+        if short or sources.cli.get("listen") is not None:
+            given["embedded"], sources.places["gateway.embedded"] = True, sources.places["gateway.listen"]
         if not isinstance(entries, list):
-            raise ConfigError(f"{file}: {section.title} netsvr: {entries!r} is not a list of tables")
+            raise ConfigError(f"{sources.file}: {section.title} netsvr: {entries!r} is not a list of tables")
         made = []
-        for entry in entries:
-            own = section.values({}, {}, _entry(entry, section, file), file, names)
+        for number, entry in enumerate(entries):
+            only_file = replace(sources, cli={}, env={})
+            own = section.values(only_file, _entry(entry, section, sources.file), names, f"gateway.netsvr.{number}.")
             made.append(cls(**_addressed({**given, "embedded": False, **own})))
         if not made and not given.get("embedded") and ("worker_addr" in given or "task_addr" in given):
             made.append(cls(**_addressed(given)))
         loaded = replace(cls(**given), netsvr=tuple(made))
-        _check_different(loaded.gateways, file)
+        _check_different(loaded.gateways, sources.file)
         return loaded
 
 
-def _short_form(*sources: str | None) -> str | None:
-    """What ``--gateway``, else LARAMAN_GATEWAY, says. Raises ConfigError under that name."""
-    for source, text in zip(("--gateway", "LARAMAN_GATEWAY"), sources, strict=True):
+def _short_form(sources: Sources) -> tuple[str, Origin] | None:
+    """The address that ``--gateway``, else LARAMAN_GATEWAY, says. Raises ConfigError under that name."""
+    spoken = (Origin(COMMAND_LINE, "--gateway"), sources.cli.get("gateway"))
+    named = (Origin(ENVIRONMENT, sources.variable("LARAMAN_GATEWAY")), sources.env.get("LARAMAN_GATEWAY"))
+    for origin, text in (spoken, named):
         if text:
             try:
-                return _address(text)
+                return _address(text), origin
             except ValueError as exc:
-                raise ConfigError(f"{source}: {exc}") from None
+                raise ConfigError(f"{origin.name}: {exc}") from None
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from laraman.errors import ConfigError
 
@@ -26,14 +26,46 @@ def option(
     high: float | None = None,
     parse: Callable[[str], Any] | None = None,
     metavar: str = "",
+    separator: str | None = None,
+    secret: bool = False,
 ) -> Any:
     """A field. ``flags`` and ``env`` only where they are not ``--field-name`` and the section's own names; bounds are inclusive.
     With ``flags`` None no command line has it.
 
-    ``parse`` turns the text of one value into the value and raises ValueError. A bool with a ``metavar`` takes its value as a word.
+    ``parse`` turns the text of one value into the value and raises ValueError. A bool with a ``metavar`` takes its value as a word. The values of
+    a repeatable option are split at its ``separator`` in an environment variable, at blanks when it is None. What is ``secret`` is never shown.
     """
-    metadata = {"help": help, "flags": flags, "env": env, "low": low, "high": high, "parse": parse, "metavar": metavar}
-    return field(default=default, metadata=metadata)
+    words = {"help": help, "flags": flags, "env": env, "metavar": metavar, "separator": separator, "secret": secret}
+    return field(default=default, metadata={**words, "low": low, "high": high, "parse": parse})
+
+
+class Origin(NamedTuple):
+    """Where a value was found. ``place`` is one of the three below, the strongest first; ``name`` is what a user calls it."""
+
+    place: int
+    name: str
+
+
+COMMAND_LINE, ENVIRONMENT, FILE = range(3)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where values are looked for: the words of a command line, environment variables, ``file``, which is pyproject.toml.
+
+    ``places`` says of each option that was found where that was; its keys are dotted, ``port`` and ``gateway.listen``. Variables that an
+    environment file has added are in ``env``, and are in ``added`` with the file's name.
+    """
+
+    cli: Mapping[str, Any]
+    env: Mapping[str, str]
+    file: str
+    places: dict[str, Origin] = field(default_factory=dict)
+    added: Mapping[str, str] = field(default_factory=dict)
+
+    def variable(self, name: str) -> str:
+        """What to call this environment variable."""
+        return f"{self.added[name]}: {name}" if name in self.added else name
 
 
 @dataclass(frozen=True)
@@ -54,13 +86,17 @@ class Section:
         _TYPES.update({option: hints[name] for name, option in options.items()})
         return cls(title, prefixes, options)
 
-    def values(self, cli: Mapping[str, Any], env: Mapping[str, str], table: Mapping[str, Any], file: str, names: Iterable[str]) -> dict[str, Any]:
-        """The values that are given for the options ``names``, each from its strongest source. Raises ConfigError with one line that names it."""
+    def values(self, sources: Sources, table: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> dict[str, Any]:
+        """The values that are given for the options ``names``, each from its strongest source. Raises ConfigError with one line that names it.
+
+        ``table`` is this section's of the file, ``prefix`` what comes before its names in ``sources.places``.
+        """
         found = {}
         for name in names:
             wanted = self.options[name]
-            for source, raw in self._sources(wanted, cli, env, table, file):
-                found[name] = _value(wanted, raw, source)
+            for origin, raw in self._given(wanted, sources, table):
+                found[name] = _value(wanted, raw, origin.name)
+                sources.places[prefix + name] = origin
                 break
         return found
 
@@ -76,21 +112,19 @@ class Section:
                 word = (spelled or {}).get(name, name)
                 raise ConfigError(f"{file}: {self.title} has no option {word!r}{did_you_mean(name, self.options)}")
 
-    def _sources(
-        self, wanted: Field[Any], cli: Mapping[str, Any], env: Mapping[str, str], table: Mapping[str, Any], file: str
-    ) -> Iterable[tuple[str, Any]]:
-        """Where a value for it is found, the strongest first: (what to call the source, the value)."""
-        if cli.get(wanted.name) is not None:
-            yield flags(wanted)[-1], cli[wanted.name]
+    def _given(self, wanted: Field[Any], sources: Sources, table: Mapping[str, Any]) -> Iterable[tuple[Origin, Any]]:
+        """What is given for it, the strongest first."""
+        if (raw := sources.cli.get(wanted.name)) is not None:
+            yield Origin(COMMAND_LINE, negative(wanted) if raw is False else flags(wanted)[-1]), raw
         for name in self.env_names(wanted):
-            if env.get(name):  # an empty variable is an unset one, as in uvicorn
-                yield name, env[name].split() if kind(wanted) is tuple else env[name]
+            if text := sources.env.get(name):  # an empty variable is an unset one, as in uvicorn
+                yield Origin(ENVIRONMENT, sources.variable(name)), _split(wanted, text) if kind(wanted) is tuple else text
         if wanted.name in table:
             raw = table[wanted.name]
-            source = f"{file}: {self.title} {wanted.name}"
+            source = f"{sources.file}: {self.title} {wanted.name}"
             if not _is_toml_type(wanted, raw):
                 raise ConfigError(f"{source}: {raw!r} is not {_WORDS[kind(wanted)]}")
-            yield source, raw
+            yield Origin(FILE, source), raw
 
 
 _TYPES: dict[Field[Any], Any] = {}
@@ -100,6 +134,11 @@ def flags(wanted: Field[Any]) -> tuple[str, ...]:
     """How the command line spells it, without the ``--no-`` forms; ("APP",) for the one positional."""
     special: tuple[str, ...] | None = wanted.metadata["flags"]
     return special or (f"--{wanted.name.replace('_', '-')}",)
+
+
+def negative(wanted: Field[Any]) -> str:
+    """The flag that turns a switch off."""
+    return f"--no-{flags(wanted)[-1][2:]}"
 
 
 def kind(wanted: Field[Any]) -> type:
@@ -151,11 +190,14 @@ def _is_toml_type(wanted: Field[Any], raw: Any) -> bool:
     expected = kind(wanted)
     if expected is tuple:
         return isinstance(raw, list) and all(isinstance(item, str) for item in raw)
-    if expected is int:
-        return type(raw) is int or (isinstance(raw, str) and wanted.metadata["parse"] is not None)  # not isinstance: a bool is an int
-    if expected is float:
-        return type(raw) in (int, float)
+    if expected in (int, float):
+        allowed = (int,) if expected is int else (int, float)  # not isinstance: a bool is an int
+        return type(raw) in allowed or (isinstance(raw, str) and wanted.metadata["parse"] is not None)
     return isinstance(raw, expected)
+
+
+def _split(wanted: Field[Any], text: str) -> list[str]:
+    return [part for part in text.split(wanted.metadata["separator"]) if part]
 
 
 def _value(wanted: Field[Any], raw: Any, source: str) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laraman.config.options import Section, option
 from laraman.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from laraman.config.options import Sources
 
 
 def _name(text: str) -> str:
@@ -42,12 +42,12 @@ class SandboxConfig:
     )
 
     @classmethod
-    def load(cls, env: Mapping[str, str], table: Any, file: str) -> SandboxConfig:
+    def load(cls, sources: Sources, table: Any) -> SandboxConfig:
         """From the environment and the table. Raises ConfigError with one line that names the source."""
         if not isinstance(table, dict):
-            raise ConfigError(f"{file}: {SANDBOX.title}: {table!r} is not a table")
-        SANDBOX.check_names(table, file)
-        return cls(**SANDBOX.values({}, env, table, file, SANDBOX.options))
+            raise ConfigError(f"{sources.file}: {SANDBOX.title}: {table!r} is not a table")
+        SANDBOX.check_names(table, sources.file)
+        return cls(**SANDBOX.values(replace(sources, cli={}), table, SANDBOX.options, "sandbox."))
 
 
 SANDBOX = Section.of(SandboxConfig, "[tool.laraman.sandbox]", "LARAMAN_SANDBOX_")

@@ -1,0 +1,41 @@
+"""The environment file, as python-dotenv reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from laraman.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def read(path: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """What the file adds to the environment: its variables that are not set there. ``environ`` itself stays as it is.
+
+    Raises ConfigError with one line, which says where the file has its first mistake: python-dotenv warns of one and goes on.
+    """
+    try:
+        from dotenv.main import DotEnv
+        from dotenv.parser import parse_stream
+    except ImportError:
+        raise ConfigError(f"the environment file {path} needs python-dotenv: pip install 'laraman[dotenv]'") from None
+    from io import StringIO
+
+    text = _text(path)
+    for binding in parse_stream(StringIO(text)):
+        if binding.error:
+            blank_lines = len(binding.original.string) - len(binding.original.string.lstrip("\r\n"))
+            raise ConfigError(f"{path}: line {binding.original.line + blank_lines} is neither NAME=value nor a comment")
+    found = DotEnv(None, stream=StringIO(text), override=False).dict()
+    return {name: value for name, value in found.items() if value is not None and name not in environ}
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_bytes().decode()
+    except OSError as exc:
+        raise ConfigError(f"the environment file {path} cannot be read: {exc.strerror or exc}") from None
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the environment file {path} is not UTF-8 (at byte {exc.start})") from None

@@ -1,0 +1,46 @@
+"""Options that say different things: which one counts, and which are a mistake."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from laraman.errors import ConfigError
+
+if TYPE_CHECKING:
+    from laraman.config import Config
+    from laraman.config.options import Origin
+
+#: Each is where to listen. A host and a port beside a unix socket or a descriptor are no contradiction: they are not used, as in uvicorn.
+_ADDRESSES = (("fd", "uds"), ("bind", "fd"), ("bind", "uds"), ("bind", "host"), ("bind", "port"))
+#: What is only for a server that speaks TLS, which one without a certificate does not: better no start than one that is not encrypted.
+_NEEDS_CERTIFICATE = ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs", "ssl_cert_reqs")
+
+
+def settle(values: dict[str, Any], places: dict[str, Origin]) -> None:
+    """Of two that exclude each other only the one from the stronger place stays. Raises ConfigError with one line that names both."""
+    for one, other in _ADDRESSES:
+        if values.get(one) not in (None, "", ()) and values.get(other) not in (None, ""):
+            _drop_the_weaker(one, other, values, places)
+    if not values.get("ssl_certfile"):
+        for name in _NEEDS_CERTIFICATE:
+            if values.get(name):
+                raise ConfigError(f"{places[name].name} needs a certificate as well: --ssl-certfile")
+    if values.get("http2"):
+        raise ConfigError(f"{places['http2'].name}: laraman speaks HTTP/1.1 and websockets; HTTP/2 is for the proxy in front of it")
+
+
+def _drop_the_weaker(one: str, other: str, values: dict[str, Any], places: dict[str, Origin]) -> None:
+    if places[one].place == places[other].place:
+        raise ConfigError(f"{places[one].name} and {places[other].name} exclude each other: each says where to listen")
+    weaker = max(one, other, key=lambda name: places[name].place)
+    del values[weaker], places[weaker]
+
+
+def remarks(config: Config) -> list[str]:
+    """What is to be said about a configuration that is no mistake, in uvicorn's words."""
+    found = []
+    if config.reload and config.workers > 1:
+        found.append('"workers" flag is ignored when reloading is enabled.')
+    if not config.reload and (config.reload_dirs or config.reload_includes or config.reload_excludes):
+        found.append("Current configuration will not reload as not all conditions are met, please refer to documentation.")
+    return found
