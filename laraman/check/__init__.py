@@ -4,6 +4,7 @@
     play        the application, booted in this process, and users that play requests on it
     course      the order of events: warm-up, rounds, who did it
     heap, diff, locate    the application's memory: walked, compared, and the line that changes it
+    kept        what one user has sent and all others find
     report      the findings as a table and as JSON
     plugin      the same for pytest
 """

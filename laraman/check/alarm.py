@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 AGAIN = 1.0
 #: Interruptions after which the process is ended: code that survives so many is not going to stop.
 MOST = 5
+#: While something is played the application's call of it is held back, not this one.
+_leave = os._exit
 
 
 class Blocked(BaseException):
@@ -62,5 +64,5 @@ class Alarm:
         if self._rung > MOST:
             where = "" if self.place is None else f" at {self.place[0]}:{self.place[1]}"
             os.write(2, f"laraman: the application does not give the event loop back{where}, and cannot be interrupted\n".encode())
-            os._exit(3)
+            _leave(3)
         raise Blocked

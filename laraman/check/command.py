@@ -20,12 +20,12 @@ from laraman.check.requests import read_requests
 from laraman.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from laraman.config import Config
 
 
-def run(config: Config, *, requests: str | None, rounds: str, timeout: str, json: bool) -> int:
+def run(config: Config, *, requests: str | None, rounds: str, timeout: str, ignore: Sequence[str], json: bool) -> int:
     """Check the application, print the report, and return the exit code. The values are as they were typed. Raises ConfigError and BootError."""
     times, seconds = _at_least(ROUNDS - 1, int, "--rounds", rounds), _at_least(0.1, float, "--timeout", timeout)
     given = None if requests is None else read_requests(Path(requests))
@@ -33,7 +33,7 @@ def run(config: Config, *, requests: str | None, rounds: str, timeout: str, json
     stdout = sys.stdout  # the application may put another one in its place
     with _stdout_reserved():
         stage = Stage(replace(config, guard="off"), seconds)
-        report = check(stage, given, times)
+        report = check(stage, given, times).without(ignore)
     width = get_terminal_size().columns if stdout.isatty() else None
     print(report.json() if json else report.table(width), file=stdout, flush=True)
     return _leave(report.exit_code, stage.stuck)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from laraman.check.diff import Finding, Series, diff
 from laraman.check.heap import Heap
+from laraman.check.kept import Signs
 from laraman.check.locate import locate
 from laraman.check.play import users
 from laraman.check.report import Played, Report
@@ -73,7 +74,7 @@ class Course:
         return Report(findings, tuple(self._played), self._rounds, tuple(stage.notes), time.monotonic() - began)
 
     async def _play(self, requests: list[Request]) -> None:
-        self._heap = Heap(own_packages(self._stage.config), self._extra())
+        self._heap = Heap(own_packages(self._stage.config), self._extra(), Signs(self._alice.words | self._bob.words))
         self._base = self._heap.snapshot()
         self._stage.notes += self._base.notes
         await self._listen()
@@ -129,12 +130,14 @@ class Course:
             user = next(turns)
             answer = await self._twice(request, user)
             if not turn:
+                where = answer.where
                 self._played.append(Played(request, answer.status, answer.note))
             if answer.spoils:
                 return False
             series.add(await self._snapshot(request), user.name)
         for finding in series.findings():
-            await self._add(finding, request, turns)
+            # What stays as it is cannot be seen to change again: the place is the endpoint.
+            await self._add(replace(finding, place=where) if finding.kind == "kept" else finding, request, turns)
         return True
 
     async def _twice(self, request: Request, user: User) -> Answer:

@@ -1,9 +1,10 @@
 """What is different between two snapshots of the heap, and which of the differences over several rounds are leaks.
 
 A difference of two snapshots is no leak by itself: a cache that is filled, a connection that is made, a template that is compiled at its first use
-change once and then stay. How it is judged depends on what it is, the ``rule`` of its node:
+change once and then stay. (What a user has sent and what stays is found by ``laraman.check.kept``.) How a difference is judged depends on what it
+is, the ``rule`` of its node:
 
-    (none)     changes in every round in which the user changes, or is larger after every round
+    (none)     changes in every round in which the user changes, or is larger after every round; a number that only rises is a counter
     counted    descriptors, tasks, threads, modules: more of them after every round
     held       living objects of a type: more after every round, and nothing else found that grows
     lasting    what the process has once for all (directory, locale): other than it was before the first request
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from laraman.check.kept import Kept
 from laraman.check.outline import value_text
 from laraman.check.process import Reading
 
@@ -52,6 +54,8 @@ class Change:
     size_after: int | None = None
     rule: str = ""
     bounded: bool = False
+    #: A number that became a higher one.
+    rises: bool = False
 
     @property
     def grew(self) -> bool:
@@ -62,7 +66,7 @@ class Change:
 class Finding:
     """A leak. ``place`` is "file:line in function" or "" (``laraman.check.locate`` finds it), ``rounds`` the sizes after each round, if it has one.
 
-    ``kind`` is that of the change, or "left open".
+    ``kind`` is that of the change, or "left open", or "kept" (what one user has sent, for all who come later).
     """
 
     path: str
@@ -107,6 +111,8 @@ def _compare(path: str, old: Node, new: Node) -> tuple[Change | None, bool]:
         kind = "patched" if _is_code(old) and (old.rule == "patched" or "." in path) else "rebound"
         return _change(path, kind, old, new, rule="patched" if kind == "patched" else new.rule), False
     if old.form == "sequence":
+        if _turned(old, new):
+            return None, False
         if old.size == new.size and all(_same(one, new.children.get(label)) for label, one in old.children.items()):
             return None, True
         return _change(path, _kind(old, new), old, new), False
@@ -124,6 +130,12 @@ def _same(one: Node, other: Node | None) -> bool:
     return other is not None and one.type == other.type and one.token == other.token
 
 
+def _turned(old: Node, new: Node) -> bool:
+    """Whether the same objects are there in another order: those of a pool that gives out one and takes it back. An order of values may mean more."""
+    one, other = ([(child.where, str(child.token)) for child in node.children.values() if child.form != "value"] for node in (old, new))
+    return len(one) == old.size == new.size and one != other and sorted(one) == sorted(other)
+
+
 def _kind(old: Node, new: Node) -> str:
     if old.size is not None and new.size is not None and old.size != new.size:
         return "grows" if new.size > old.size else "shrinks"
@@ -135,7 +147,11 @@ def _change(path: str, kind: str, old: Node, new: Node, rule: str = "") -> Chang
     if old.form in ("names", "mapping", "set") and kind == "grows":
         added = [label for label in new.children if label not in old.children]
         texts = (f"{old.size}", f"{new.size}: with {_cut(', '.join(_shown(label, new.children[label], path) for label in added[:_SHOWN]))}")
-    return Change(path, kind, *texts, old.size, new.size, rule or new.rule, new.bounded)
+    return Change(path, kind, *texts, old.size, new.size, rule or new.rule, new.bounded, _rises(old, new))
+
+
+def _rises(old: Node, new: Node) -> bool:
+    return old.form == new.form == "value" and {old.type, new.type} <= {"int", "float"} and not isinstance(new.token, str) and new.token > old.token
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------------------
@@ -192,12 +208,14 @@ class Series:
         self._users: list[str] = []
         self._states = [_states(base)]
         self._steps: list[dict[str, Change]] = []
+        self._kept = Kept(base.roots)
 
     def add(self, snapshot: Snapshot, user: str = "") -> None:
         """After one round that ``user`` has played."""
         self._steps.append({change.path: change for change in diff(self._snapshots[-1], snapshot)})
         self._snapshots = [self._snapshots[0], snapshot]
         self._users.append(user)
+        self._kept.add(snapshot.roots, user)
         self._states.append(_states(snapshot))
 
     def findings(self) -> list[Finding]:
@@ -206,7 +224,16 @@ class Series:
             raise ValueError(f"{len(self._steps)} rounds are too few: a leak has to be seen in {ROUNDS}")
         total = {change.path: change for change in diff(*self._snapshots)}
         found = [finding for path, change in self._changes(total).items() if (finding := self._judge(path, change, total.get(path)))]
-        return sorted([*_without_consequences(found), *self._seeded()], key=lambda finding: finding.path)
+        found = [*_without_consequences(found), *self._seeded()]
+        return sorted([*found, *self._of_one_user([finding.path for finding in found])], key=lambda finding: finding.path)
+
+    def _of_one_user(self, paths: list[str]) -> Iterator[Finding]:
+        """What stays of one user, where nothing else was found."""
+        for path, owner in self._kept.after(ROUNDS).items():
+            if not any(path == other or _below(path, other) for other in paths):
+                before, after = _node_at(path, self._snapshots[0]), _node_at(path, self._snapshots[1])
+                text = describe(after, path) if after is not None else ""
+                yield Finding(path, "kept", "-" if before is None else describe(before, path), f"{owner}'s {text}", self.request)
 
     def _seeded(self) -> Iterator[Finding]:
         for path in self._states[0]:
@@ -234,6 +261,8 @@ class Series:
             return self._finding(total or change, "left open" if change.rule == "counted" else "grows", steps)
         if change.rule in ("counted", "held") or change.bounded or change.kind in ("grows", "shrinks"):
             return None
+        if all(step is not None and step.rises for step in steps):
+            return None  # a counter, the time of the last request: it takes no more room, and is nobody's
         turned = [step for step, (one, other) in zip(steps, pairwise(self._users), strict=True) if one != other or len(set(self._users)) == 1]
         return self._finding(change, change.kind) if len(turned) >= ROUNDS - 1 and all(step is not None for step in turned) else None
 
@@ -241,6 +270,20 @@ class Series:
         sizes = tuple(step.size_after for step in steps or [] if step is not None and step.size_after is not None)
         first = (steps[0].size_before,) if steps and steps[0] is not None and steps[0].size_before is not None else ()
         return Finding(change.path, kind, change.before, change.after, self.request, "", first + sizes)
+
+
+def _node_at(path: str, snapshot: Snapshot) -> Node | None:
+    """What a path leads to; None when it leads nowhere."""
+    level = [(name, node) for name, node in snapshot.roots.items()]
+    while level:
+        below = []
+        for name, node in level:
+            if name == path:
+                return node
+            if path.startswith(name):
+                below += [(name + label, child) for label, child in node.children.items()]
+        level = below
+    return None
 
 
 def _states(snapshot: Snapshot) -> dict[str, object]:
@@ -266,4 +309,4 @@ def _without_consequences(found: list[Finding]) -> list[Finding]:
 
 
 def _below(path: str, other: str) -> bool:
-    return len(path) > len(other) and path.startswith(other) and path[len(other)] in ".[{"
+    return len(path) > len(other) and path.startswith(other) and path[len(other)] in ".[{("

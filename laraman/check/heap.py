@@ -31,12 +31,14 @@ from laraman.check.outline import CLOSED, Node, Outlines, Part, Serials, address
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from laraman.check.kept import Signs
+
 #: Where a walk ends: objects of one snapshot, steps from a module, functions and classes of other people's modules.
 NODES, DEPTH, PATCHABLE = 200_000, 25, 30_000
 #: Variables of the context that belong to the machinery around the application.
 _MACHINERY = frozenset({"laraman_operation", "current_worker", "current_async_library_cvar", "__anyio_backend"})
 #: What may follow a name in a path.
-_BEHIND = ("", ".", "[", "{")
+_BEHIND = ("", ".", "[", "{", "(")
 
 _HEAP_TYPE = 1 << 9
 _flags_of = type.__dict__["__flags__"].__get__
@@ -56,12 +58,14 @@ class Snapshot:
 class Heap:
     """``roots`` are the names of the application's own modules or their packages; ``extra`` are further objects by name path (``app.state``).
 
+    ``signs`` are words of users that are recognised where they stay.
+
     The context that operations start from is the one in which ``snapshot`` is called, or ``extra["contextvars"]``.
     """
 
-    def __init__(self, roots: Sequence[str], extra: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, roots: Sequence[str], extra: Mapping[str, Any] | None = None, signs: Signs | None = None) -> None:
         self.serials = Serials()
-        self.outlines = Outlines(tuple(roots), self.serials)
+        self.outlines = Outlines(tuple(roots), self.serials, signs)
         self.extra = dict(extra or {})
         self._imported: dict[str, frozenset[str]] = {}
         self._patchable: dict[str, tuple[list[str], list[tuple[str, list[str]]]]] = {}

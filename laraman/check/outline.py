@@ -18,10 +18,13 @@ import types
 import uuid
 import weakref
 from collections import deque
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from laraman.check.kept import Signs
 
 #: How many elements of one container are looked at: the first and the last half of them.
 ELEMENTS = 1000
@@ -40,10 +43,10 @@ class Node:
     ``form``: "value" (``token`` is the value), "object" (``token`` is its serial number), "names" (attributes), "mapping", "set", "sequence",
     "pool" (members come and go), "cache", "size" (nothing but the size is looked at), "seen" (a name for what another path leads to).
     ``rule`` is how its differences are judged (``laraman.check.diff``), and ``where`` its address, which says no more than "not the same".
-    ``members`` are numbers of the things that are counted, by which the line that made one is found.
+    ``members`` are numbers of the things that are counted, by which the line that made one is found. ``signs`` are users whose words are in it.
     """
 
-    __slots__ = ("bounded", "children", "form", "members", "rule", "size", "text", "token", "type", "where")
+    __slots__ = ("bounded", "children", "form", "members", "rule", "signs", "size", "text", "token", "type", "where")
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Node:
         self.text = text
         self.members = members
         self.bounded = False
+        self.signs: frozenset[str] = frozenset()
         self.children: dict[str, Node] = {}
 
 
@@ -229,8 +233,9 @@ def container_of(kind: type) -> tuple[type, str, Callable[[Any], Any]] | None:
 class Outlines:
     """Outlines objects of an application whose own modules are ``roots`` and those below them."""
 
-    def __init__(self, roots: tuple[str, ...], serials: Serials) -> None:
+    def __init__(self, roots: tuple[str, ...], serials: Serials, signs: Signs | None = None) -> None:
         self.roots = roots
+        self._signs = signs
         self._below = tuple(f"{root}." for root in roots)
         self.serials = serials
 
@@ -248,7 +253,10 @@ class Outlines:
         kind = type(obj)
         value = value_of(obj, kind)
         if value is not _NO_VALUE:
-            return Node("value", type_name(kind), value), []
+            node = Node("value", type_name(kind), value)
+            if self._signs is not None and (kind is str or kind is bytes):
+                node.signs = self._signs.within(obj)
+            return node, []
         special = _SPECIAL.get(id(kind))
         if special is not None:
             return special(self, obj, level)
@@ -273,6 +281,8 @@ class Outlines:
         node = Node(form, type_name(kind), size=_SIZES[base](obj), where=0 if base in (tuple, frozenset) else id(obj))
         if level:
             node.form = "size"
+            if self._signs is not None:
+                node.signs = self._signs.within(obj)
             return node, []
         if base is deque and deque.maxlen.__get__(obj) is not None:
             node.bounded = True
@@ -360,7 +370,8 @@ class Outlines:
         _, _, most, size = type(obj).cache_info(obj)
         node = self._identity(obj)
         node.form, node.size, node.bounded = "cache", size, most is not None
-        return node, [(".__wrapped__", obj.__wrapped__, level)]
+        parts: list[Part] = [(".__wrapped__", obj.__wrapped__, level)]
+        return node, parts if size != 1 else parts + [("()", result, level) for result in _results_without_arguments(obj)]
 
     def _thread_local(self, obj: Any, level: int) -> tuple[Node, list[Part]]:
         node = self._identity(obj)
@@ -426,6 +437,15 @@ def _gauges(kind: str, values: dict[str, Any]) -> Iterator[tuple[str, Gauge]]:
         yield ".pool.checkedout()", Gauge("connections", values["pool"].checkedout())
     if kind in ("sqlalchemy.orm.session.Session", "sqlalchemy.engine.base.Connection"):
         yield ".in_transaction()", Gauge("transactions", int(values.get("_transaction") is not None))
+
+
+def _results_without_arguments(cache: Any) -> list[Any]:
+    """What a cache holds for a call without arguments: the one object of an application that has a function for it (its settings)."""
+    held = gc.get_referents(cache)
+    for results in held[:2]:
+        if type(results) is dict:  # without a bound: results by arguments, next to the type
+            return [results[()]] if () in results else []
+    return [result for arguments, result in pairwise(held) if type(arguments) is tuple and not arguments][:1]
 
 
 def _cell(cell: types.CellType) -> Any:

@@ -1,6 +1,6 @@
 """The application on stage: booted in this process as a worker boots it, and users who play requests on it, each as an operation of its own.
 
-Nothing that an application does ends the play: what raises, hangs, leaves (``sys.exit``), blocks or stops the event loop becomes a note.
+Nothing that an application does ends the play: what raises, hangs, leaves (``sys.exit``, ``os._exit``), blocks or stops the loop becomes a note.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import secrets
 from dataclasses import dataclass, field
 from traceback import extract_tb
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
 import anyio
@@ -29,7 +29,7 @@ from laraman.sandbox.operation import REQUEST, Operation, relative
 from laraman.sandbox.surroundings import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
 
     from laraman.asgi.app import Message, Scope
     from laraman.check.requests import Request
@@ -51,6 +51,27 @@ class Left(Exception):
     """The application has called ``sys.exit``, which must not end the process of others."""
 
 
+class Exited(SystemExit):
+    """The application has called ``os._exit``, which would end the check without a word, and with any exit code."""
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """``os._exit`` raises; in processes that the application forks it does what it did."""
+    process, leave = os.getpid(), os._exit
+
+    def instead(status: int) -> NoReturn:
+        if os.getpid() != process:
+            leave(status)
+        raise Exited(status)
+
+    os._exit = instead
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
 # Users ----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -61,6 +82,8 @@ class User:
         self.name = name
         self.sign = f"{name}{secrets.token_hex(3)}"
         self.client = (address, 40000)
+        #: What is this user's alone, and whose it is.
+        self.words = {self.sign: name, address: name}
         self._played = 0
         self._headers = [("user-agent", "laraman-check"), ("accept", "*/*"), ("accept-language", language)]
         if not anonymous:
@@ -180,7 +203,7 @@ class Stage:
         asyncio.set_event_loop(loop)
         loop.set_exception_handler(self._on_loop_error)
         try:
-            with self._alarm.installed():
+            with self._alarm.installed(), _held_back():
                 task = loop.create_task(main(), name="laraman check")
                 for _ in range(STOPS):
                     try:
@@ -354,7 +377,7 @@ class Stage:
         try:
             await self.app(scope, client.receive, client.send)
         except SystemExit as exc:  # in a task it would stop the loop
-            raise Left(f"calls sys.exit({exc.code!r})") from exc
+            raise Left(_exit_of(exc)) from exc
         finally:
             client.answer.where = Operation(REQUEST, scope).where
 
@@ -420,8 +443,12 @@ class Stage:
 
 def _meddling(exc: BaseException) -> str:
     if isinstance(exc, SystemExit):
-        return f"calls sys.exit({exc.code!r}) outside of its task"
+        return f"{_exit_of(exc)} outside of its task"
     return "stops the event loop" if isinstance(exc, RuntimeError) else "does not give the event loop back"
+
+
+def _exit_of(exc: SystemExit) -> str:
+    return f"calls {'os._exit' if isinstance(exc, Exited) else 'sys.exit'}({exc.code!r})"
 
 
 def _is_blocked(error: BaseException) -> bool:
@@ -435,5 +462,5 @@ def _described(error: BaseException) -> str:
     text = " ".join(str(error).split())
     what = text if isinstance(error, Left) else f"{type(error).__name__}: {text}".rstrip(": ")
     trace = extract_tb((error.__cause__ or error).__traceback__ if isinstance(error, Left) else error.__traceback__)
-    own = [frame for frame in trace if not {"site-packages", "lib"} & set(frame.filename.split(os.sep))] or list(trace)
+    own = [frame for frame in trace if frame.filename != __file__ and not {"site-packages", "lib"} & set(frame.filename.split(os.sep))] or list(trace)
     return f"{what} ({relative(own[-1].filename)}:{own[-1].lineno})" if own else what

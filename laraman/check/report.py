@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,16 +49,29 @@ class Report:
     rounds: int
     notes: tuple[str, ...]
     seconds: float
+    ignored: int = 0
+
+    def without(self, patterns: Sequence[str]) -> Report:
+        """The same without the findings whose path a pattern names; ``*`` stands for anything. A pattern that names none is told in a note."""
+        used: set[str] = set()
+        kept = []
+        for finding, others in self.findings:
+            named = [pattern for pattern in patterns if _names(pattern, finding.path)]
+            used.update(named)
+            if not named:
+                kept.append((finding, others))
+        notes = (*self.notes, *(f"--ignore {pattern}: nothing of that name was found" for pattern in dict.fromkeys(patterns) if pattern not in used))
+        return replace(self, findings=tuple(kept), notes=notes, ignored=len(self.findings) - len(kept))
 
     @property
     def exit_code(self) -> int:
         return 1 if self.findings else 0
 
     def json(self) -> str:
-        """``{"findings": [...], "requests": [...], "rounds": N, "notes": [...]}``, in one line."""
+        """``{"findings": [...], "requests": [...], "rounds": N, "ignored": N, "notes": [...]}``, in one line."""
         findings = [{**_fields(finding), "others": others} for finding, others in self.findings]
         requests = [{"method": one.request.method, "path": one.request.path, "status": one.status} for one in self.requests]
-        return json.dumps({"findings": findings, "requests": requests, "rounds": self.rounds, "notes": self._notes()})
+        return json.dumps({"findings": findings, "requests": requests, "rounds": self.rounds, "ignored": self.ignored, "notes": self._notes()})
 
     def _notes(self) -> list[str]:
         return [*(remark for one in self.requests if (remark := one.remark)), *self.notes]
@@ -71,7 +85,13 @@ class Report:
 
     def _summary(self) -> str:
         leaks, requests, rounds = _count(len(self.findings), "leak"), _count(len(self.requests), "request"), _count(self.rounds, "round")
-        return f"{leaks} in {requests}, {rounds} ({self.seconds:.1f} s)"
+        ignored = f", {self.ignored} ignored" if self.ignored else ""
+        return f"{leaks} in {requests}, {rounds}{ignored} ({self.seconds:.1f} s)"
+
+
+def _names(pattern: str, path: str) -> bool:
+    """Brackets are those of the path: ``shop.seen['a']``."""
+    return re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), path, re.DOTALL) is not None
 
 
 def _fields(finding: Finding) -> dict[str, Any]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MARKER = "{marker}"
 #: How long these words are at most.
 MARKER_LENGTH = 24
+#: Headers that each user has of one's own.
+OF_USERS = ("user-agent", "accept-language", "authorization", "cookie", "x-user", "x-request-id")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 Headers = tuple[tuple[str, str], ...]
@@ -156,7 +158,7 @@ def _filled(path: str, parameters: list[dict[str, Any]], schemas: _Schemas) -> R
             continue
         elif place == "query":
             query[name] = [_text(item) for item in value] if isinstance(value, list) else _text(value)
-        elif place == "header":
+        elif place == "header" and name.lower() not in OF_USERS:
             headers[name] = _text(value)
     searched = urlencode(query, doseq=True).replace(quote(MARKER, safe=""), MARKER)
     return Request("GET", f"{filled}?{searched}" if searched else filled, tuple(headers.items()), title=path)

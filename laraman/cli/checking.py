@@ -15,7 +15,7 @@ _CHECK_SETTINGS = ("sandbox", "isolation", "root_path", "timeout_worker_boot")
 def check(arguments: list[str]) -> int:
     """Play requests on the application, in this process, and report what they leave behind. Returns 1 when they leave something."""
     parsed = vars(parse(check_parser(), arguments))
-    choices = {name: parsed.pop(name) for name in ("requests", "rounds", "timeout", "json")}
+    choices = {name: parsed.pop(name) for name in ("requests", "rounds", "timeout", "ignore", "json")}
     config = with_app(Config.load(parsed, os.environ, PYPROJECT, only=(*CHECK_OPTIONS, *_CHECK_SETTINGS)))
     from laraman.check.command import run
 

@@ -117,6 +117,8 @@ def check_parser() -> argparse.ArgumentParser:
     group.add_argument("--requests", metavar="FILE", help=f'A line "METHOD /path" for each request, or a JSON list. Default: {found}.')
     group.add_argument("--rounds", metavar="NUMBER", default="5", help="How often they are played after the first time. Default: 5.")
     group.add_argument("--timeout", metavar="NUMBER", default="5", help="Seconds that a request gets. Default: 5.")
+    ignore = "A name under WHAT that may grow; * stands for anything. Again for each further one."
+    group.add_argument("--ignore", metavar="NAME", action="append", default=[], help=ignore)
     group.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 

@@ -79,8 +79,8 @@ def test_what_is_another_one_for_another_user_only() -> None:
 
 
 def test_what_changes_in_every_round_of_one_user() -> None:
-    root = {"count": 0}
-    assert paths(played(root, lambda number, user: root.update(count=number + 1), ("",) * 5)) == [("root['count']", "rebound")]
+    root = {"order": ""}
+    assert paths(played(root, lambda number, user: root.update(order=f"n{number}"), ("",) * 5)) == [("root['order']", "rebound")]
 
 
 @pytest.mark.parametrize("values", ["abbbb", "aaaab", "abbab", "abaab"])
@@ -122,6 +122,27 @@ def test_bounded_containers_may_fill_up() -> None:
 
     root: dict[str, Any] = {"latest": deque(maxlen=100)}
     assert played(root, lambda number, user: root["latest"].append(number)) == []
+
+
+def test_a_number_that_only_rises_is_a_counter() -> None:
+    root: dict[str, Any] = {"hits": 0, "last": 0.5, "user": 7}
+
+    def play(number: int, user: str) -> None:
+        root["hits"] += 1
+        root["last"] += 0.25
+        root["user"] = {"alice": 7, "bob": 8}[user]
+
+    assert paths(played(root, play)) == [("root['user']", "rebound")]
+
+
+def test_a_pool_that_turns_round_changes_nothing() -> None:
+    pool, names = [{1: 1}, {2: 2}], ["tea", "milk"]
+
+    def play(number: int, user: str) -> None:
+        pool.reverse()
+        names.reverse()
+
+    assert paths(played({"pool": pool, "names": names}, play)) == [("root['names']", "changed")]
 
 
 def test_too_few_rounds_say_so() -> None:

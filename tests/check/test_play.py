@@ -191,6 +191,14 @@ UNUSUAL = {
     ),
     "leaves": ("async def endpoint(request): sys.exit(3)", None, "calls sys.exit(3) (played.py:7)"),
     "leaves in a thread": ("def endpoint(request): sys.exit(3)", None, "calls sys.exit(3) (played.py:7)"),
+    "leaves at once": ("async def endpoint(request): os._exit(0)", None, "calls os._exit(0) (played.py:7)"),
+    "leaves at once in a thread": ("def endpoint(request): os._exit(0)", None, "calls os._exit(0) (played.py:7)"),
+    "forks": (
+        "async def endpoint(request):\n    pid = os.fork()\n    if not pid: os._exit(7)\n"
+        "    return PlainTextResponse('ok', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) + 200)",
+        207,
+        "",
+    ),
     "says nothing": ("async def app(scope, receive, send): pass", None, "ended without a response"),
     "cancels itself": ("async def app(scope, receive, send): asyncio.current_task().cancel(); await asyncio.sleep(0)", None, "was cancelled"),
     "prints": ("async def endpoint(request): print('hello'); return PlainTextResponse('ok')", 200, ""),

@@ -34,6 +34,17 @@ def test_the_table() -> None:
     ]
 
 
+def test_what_is_known_is_not_reported() -> None:
+    leaked = report((CART, ()), (USER, ()), (Finding("shop.seen['a']", "grows", "", ""), ()), notes=("one",))
+    left = leaked.without(["shop.CART", "shop.U", "shop.seen['a']", "[a-z]*", "*shop", "[a-z]*"])
+    assert (left.exit_code, [finding.path for finding, _ in left.findings], left.ignored) == (1, ["shop.USER"], 2)
+    assert left.notes == ("one", *(f"--ignore {name}: nothing of that name was found" for name in ("shop.U", "[a-z]*", "*shop")))
+    assert left.table(None).endswith("1 leak in 1 request, 5 rounds, 2 ignored (1.2 s)")
+    assert json.loads(left.json())["ignored"] == 2
+    assert leaked.without(["shop.*"]).exit_code == 0
+    assert leaked.without([]) == leaked
+
+
 def test_in_a_narrow_terminal_the_widest_columns_are_cut_and_places_are_not() -> None:
     wide = Finding("shop.orders.RECENT['a long key']", "grows", "[]", "x" * 200, "GET /orders", "shop.py:7 in add")
     lines = report((wide, ())).table(80).splitlines()
@@ -86,5 +97,6 @@ def test_json() -> None:
         ],
         "requests": [{"method": "GET", "path": "/a/{marker}", "status": 422}],
         "rounds": 5,
+        "ignored": 0,
         "notes": ["GET /a/{name}: played, answered 422", "n"],
     }

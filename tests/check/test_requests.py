@@ -194,3 +194,9 @@ def test_routes_without_parameters() -> None:
 
     assert from_routes(Wrapped(Wrapped(app))) == ([Request("GET", "/"), Request("GET", "/inner/"), Request("GET", "/inner/b")], 2)
     assert from_routes(endpoint) == ([], 0)
+
+
+def test_what_each_user_sends_is_not_in_the_documents_stead() -> None:
+    parameters = [{"name": name, "in": "header", "schema": {"type": "string"}} for name in ("X-User", "x-tenant")]
+    [request] = from_openapi({"paths": {"/": {"get": {"parameters": parameters}}}})
+    assert request.headers == (("x-tenant", "{marker}"),)

@@ -95,6 +95,15 @@ def test_requests_of_a_file_and_stdout_is_the_reports(tmp_path: Path) -> None:
     assert {"imported", "hello", "from a shell"} == set(result.stderr.split("\n")) - {""}
 
 
+def test_what_is_ignored_does_not_fail_the_command(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(APP)
+    (tmp_path / "requests.json").write_text('[{"method": "POST", "path": "/cart", "json": {"what": "tea"}}]')
+    result = run(tmp_path, "--requests", "requests.json", "--ignore", "main.CA*", "--ignore=main.CARD")
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.splitlines()[0] == "note: --ignore main.CARD: nothing of that name was found"
+    assert "0 leaks in 1 request, 5 rounds, 1 ignored (" in result.stdout
+
+
 def test_a_table_with_notes(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(APP)
     (tmp_path / "requests.txt").write_text("GET /exit\nPOST /cart\nGET /nowhere\n")
