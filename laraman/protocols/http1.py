@@ -52,6 +52,9 @@ _METHODS = {
 }
 # Proxy-Connection means nothing here, but llhttp takes it for Connection: after one that says "close" its parser takes no further head.
 _SPECIAL = frozenset((b"host", b"connection", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"))
+#: What proxies say of the client. It changes nothing here; whoever believes it need not search for it in each request.
+_FORWARDED = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"forwarded"))
+_NOTED = _SPECIAL | _FORWARDED
 _LISTS = frozenset((b"connection", b"transfer-encoding", b"expect", b"upgrade", b"proxy-connection"))
 _CACHED_HOSTS, _CACHED_HOST = 1024, 256
 
@@ -83,6 +86,7 @@ class HeadParser:
         "chunked",
         "content_length",
         "expects_continue",
+        "forwarded",
         "headers",
         "keep_alive",
         "method",
@@ -104,6 +108,7 @@ class HeadParser:
     content_length: int  #: bytes of body announced; 0 where none is
     chunked: bool
     expects_continue: bool
+    forwarded: bool  #: whether there are fields of proxies: Forwarded, X-Forwarded-For, X-Forwarded-Proto
     upgrade: bytes  #: the Upgrade field, lower-case, when Connection names it; else empty
 
     def __init__(self, *, max_line: int = 8190, max_fields: int = 100, engine: str = "httptools") -> None:
@@ -130,8 +135,11 @@ class HeadParser:
     def _on_header(self, name: bytes, value: bytes) -> None:
         field = (name.lower(), value.rstrip(b" \t"))
         self.headers.append(field)
-        if field[0] in _SPECIAL:
-            self._special.append(field)
+        if field[0] in _NOTED:
+            if field[0] in _FORWARDED:
+                self.forwarded = True
+            else:
+                self._special.append(field)
 
     def parse(self, head: bytes) -> None:
         """Parse ``head``, which ends with an empty line. Raises RemoteProtocolError with the status to answer."""
@@ -142,6 +150,7 @@ class HeadParser:
             raise RemoteProtocolError("request line too long", status_hint=414)
         self.headers = []
         self._special = []
+        self.forwarded = False
         self._parse(head)
         target = self.target
         if len(self.method) + len(target) + 10 != end_of_line:

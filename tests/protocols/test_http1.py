@@ -390,3 +390,12 @@ def test_a_chunked_body_is_the_same_however_it_is_split(pieces: list[bytes], res
             assert left == rest
         assert body.done
         assert got == b"".join(pieces)
+
+
+def test_fields_of_proxies_are_noted(heads: HeadParser) -> None:
+    for name in ("X-Forwarded-For", "x-forwarded-proto", "FORWARDED"):
+        heads.parse(head("GET / HTTP/1.1", "Host: a", f"{name}: 192.0.2.1", f"{name}: 192.0.2.2"))
+        assert heads.forwarded is True
+        assert [value for field, value in heads.headers if field == name.lower().encode()] == [b"192.0.2.1", b"192.0.2.2"]
+        heads.parse(head("GET / HTTP/1.1", "Host: a", "X-Forwarded-Host: b"))
+        assert heads.forwarded is False
