@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import types
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -316,6 +317,49 @@ def test_a_logger_that_a_late_import_makes_may_have_a_level(make: Any, lines: Li
     guard.look_back()
     assert f"loggers, {name} level: 30 -> 40" in lines.texts[0]
     assert logging.getLogger(name).level == (logging.ERROR if mode == "warn" else logging.WARNING)
+
+
+@pytest.mark.parametrize("mode", ["warn", "restore", "strict"])
+def test_a_late_import_may_have_filters_of_warnings_for_its_own(make: Any, lines: Lines, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """urllib3 and numpy do that when they are imported. A filter for everything is nobody's own, and one that comes without an import neither."""
+    guard = make(mode)
+
+    class Own(Warning): ...
+
+    def late(name: str) -> None:
+        monkeypatch.setitem(sys.modules, f"tests.sandbox.imported.{name}", types.ModuleType(name))
+
+    def imports() -> None:
+        late("one")
+        warnings.simplefilter("always", Own, append=True)
+        warnings.filterwarnings("ignore", message="numpy.dtype size changed")
+
+    def changes() -> None:
+        late("two")
+        warnings.simplefilter("ignore", FutureWarning)
+
+    for number, change in enumerate((imports, changes, lambda: warnings.simplefilter("error", Own))):
+        run_in(operation := request(f"/{number}"), change)
+        end(guard, operation)
+        guard.look_back()
+    assert len(lines.texts) == 2, lines.texts
+    assert "FutureWarning" in lines.texts[0]
+    assert "added ('error', None, " in lines.texts[1]
+    assert any(entry[2] is Own for entry in warnings.filters)
+
+
+def test_what_an_import_seems_to_have_done_is_not_taken_for_it_while_others_run(make: Any, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_flight = [1]
+    guard = make("warn", in_flight=lambda: in_flight[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="for a moment")
+        monkeypatch.setitem(sys.modules, "tests.sandbox.imported.three", types.ModuleType("three"))
+        end(guard, request())
+        guard.look_back()
+    in_flight[0] = 0
+    end(guard, request())
+    guard.look_back()
+    assert lines.texts == []
 
 
 def test_late_imports_and_their_loggers_are_no_change(make: Any, lines: Lines) -> None:

@@ -13,6 +13,7 @@ stayed for a number of looks. A change while there was no operation is the appli
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -92,6 +93,13 @@ class Guard:
         audit.listen(self)
         if loop is not None:
             self._arm()  # once, for what the application does when it has just started
+
+    def stop(self) -> None:
+        """Watch no more: nothing of it is left in the process."""
+        audit.forget(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.due = sys.maxsize
 
     # When to look ----------------------------------------------------------------------------------------------------------------
 
@@ -194,13 +202,14 @@ class Guard:
             who = touched.get(name, "")
             detail = watch.describe(before, after)
             suspects = (*waiting.suspects, *traces)
-            if not detail or who == _OWN or not suspects:
-                logger.debug("Guard: the application changed %s, %s", watch.title, detail)
-                self._known[name] = after
-                continue
-            if others > 0 and waiting.looks + 1 < self._patience(who):
+            is_own = who == _OWN or not suspects
+            if others > 0 and not is_own and waiting.looks + 1 < self._patience(who):
                 self._waiting[name] = _Waiting(waiting.looks + 1, suspects[:SUSPECTS])
                 self._touched[name] = who or _ANYBODY  # so that the next look is at this, too
+                continue
+            if is_own or not detail:
+                logger.debug("Guard: the application changed %s, %s", watch.title, detail)
+                self._known[name] = after
                 continue
             consequence = self._settle(watch, before, after)
             if who != _TOLD:

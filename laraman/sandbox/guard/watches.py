@@ -187,13 +187,26 @@ def _describe_decimal(before: tuple[tuple[Any, ...], list[Any]] | None, after: t
     return _fields((*_DECIMAL, "traps"), (*before[0], before[1]), (*after[0], after[1]))
 
 
-def _read_warnings() -> list[Any]:
-    return list(warnings.filters)
+def _read_warnings() -> tuple[list[Any], int]:
+    """The filters, and how many modules were imported by then."""
+    return list(warnings.filters), len(sys.modules)
 
 
-def _restore_warnings(value: list[Any]) -> None:
-    warnings.filters[:] = value  # type: ignore[index]
+def _restore_warnings(value: tuple[list[Any], int]) -> None:
+    warnings.filters[:] = value[0]  # type: ignore[index]
     warnings._filters_mutated()  # type: ignore[attr-defined]  # what simplefilter() calls: drops what was decided by the old ones
+
+
+def _describe_warnings(before: tuple[list[Any], int], after: tuple[list[Any], int]) -> str:
+    """Libraries have filters of their own when they are imported, which may be late: for a text, a module or a category of theirs."""
+    filters = after[0]
+    if after[1] > before[1]:
+        filters = [entry for entry in filters if entry in before[0] or not _is_particular(entry)]
+    return "" if filters == before[0] else _items("filters", before[0], filters)
+
+
+def _is_particular(entry: tuple[Any, ...]) -> bool:
+    return entry[1] is not None or entry[3] is not None or entry[2].__module__ != "builtins"
 
 
 # Logging --------------------------------------------------------------------------------------------------------------------------
@@ -341,7 +354,7 @@ WATCHES = (
     Watch("timezone", "the time zone", _read_timezone, _restore_timezone, _describe_timezone),
     Watch("locale", "the locale", partial(locale.setlocale, locale.LC_ALL), partial(locale.setlocale, locale.LC_ALL), partial(_value, "LC_ALL")),
     Watch("decimal", "decimal.DefaultContext", _read_decimal, _restore_decimal, _describe_decimal),
-    Watch("warnings", "the filters of warnings", _read_warnings, _restore_warnings, partial(_items, "filters")),
+    Watch("warnings", "the filters of warnings", _read_warnings, _restore_warnings, _describe_warnings),
     Watch("logging", "logging for all", _read_logging, _restore_logging, partial(_fields, _ROOT)),
     Watch("path", "sys.path", _read_path, _restore_path, partial(_items, "entries")),
     Watch(
