@@ -228,6 +228,7 @@ class Life:
         await self._end_tasks()
         if self._started:
             await self._bounded("on_stop", self._call("on_stop", worker), self._deadline, LAST_SECONDS)
+        worker.sandbox.close()
 
     async def _bounded(self, name: str, phase: Awaitable[None], deadline: float | None, least: float = 0.0) -> None:
         """Run one phase of the stop until its end or ``deadline``, but ``least`` seconds at least. Whatever goes wrong in it, the stop goes on."""

@@ -95,6 +95,13 @@ class Sandbox:
             self.guard = guard
         events.changed()  # connections and links may have asked for their wrapper before
 
+    def close(self) -> None:
+        """The worker is over, its process perhaps not: take away what `prepare` has put into it."""
+        if self.guard is not None:
+            self.guard.stop()
+        if self.resets is not None:
+            self.resets.close()
+
     # Contexts --------------------------------------------------------------------------------------------------------------------
 
     def _plain_context(self, operation: Operation) -> Context:

@@ -33,29 +33,39 @@ class Listener(Protocol):
     def starting(self, thread: threading.Thread, frame: FrameType | None) -> None: ...
 
 
-_listener: Listener | None = None
+#: The last one is told.
+_listeners: list[Listener] = []
 _handlers: dict[str, Callable[[Listener, Any, FrameType | None], None]] = {}
 _installed = False
 
 
 def listen(listener: Listener) -> None:
-    """From now on tell ``listener``, and nobody else."""
-    global _listener, _installed
-    _listener = listener
+    """From now on tell ``listener``, and nobody else until it is forgotten."""
+    global _installed
+    _listeners.append(listener)
     _handlers.update(_HANDLERS)
     if not _installed:
         _installed = True
         sys.addaudithook(_hook)
-        if sys.version_info < (3, 12):
-            _announce_threads()
         os.register_at_fork(after_in_child=deafen)  # what a child of the application does is its own
+    if sys.version_info < (3, 12):
+        _announce_threads()
+
+
+def forget(listener: Listener) -> None:
+    """Tell it no more, but those that listened before."""
+    if listener in _listeners:
+        _listeners.remove(listener)
+    if not _listeners:
+        deafen()
 
 
 def deafen() -> None:
     """Tell nobody any more."""
-    global _listener
     _handlers.clear()
-    _listener = None
+    _listeners.clear()
+    if getattr(threading, "_start_new_thread", None) is _start_new_thread:
+        threading._start_new_thread = _start_unannounced  # type: ignore[attr-defined]
 
 
 def _hook(event: str, arguments: Any) -> None:
@@ -66,8 +76,8 @@ def _hook(event: str, arguments: Any) -> None:
 def _tell(event: str, arguments: Any, frame: FrameType | None) -> None:
     """Nothing but Pollution comes out: an error here would be one of whoever does what is announced."""
     try:
-        if _listener is not None:
-            _HANDLERS[event](_listener, arguments, frame)
+        if _listeners:
+            _HANDLERS[event](_listeners[-1], arguments, frame)
     except Pollution:
         raise
     except Exception:
@@ -143,14 +153,17 @@ def _start_thread(listener: Listener, arguments: tuple[Any, ...], frame: FrameTy
 
 
 def _announce_threads() -> None:
-    """Before 3.12 the start of a thread is no audit event."""
-    start = threading._start_new_thread  # type: ignore[attr-defined]
+    """Before 3.12 the start of a thread is no audit event. Who has put something in its place meanwhile is left alone."""
+    if threading._start_new_thread is _start_unannounced:  # type: ignore[attr-defined]
+        threading._start_new_thread = _start_new_thread  # type: ignore[attr-defined]
 
-    def start_new_thread(function: Any, *arguments: Any) -> Any:
-        _tell("_thread.start_new_thread", (function,), sys._getframe(1))
-        return start(function, *arguments)
 
-    threading._start_new_thread = start_new_thread  # type: ignore[attr-defined]
+_start_unannounced: Any = getattr(threading, "_start_new_thread", None)
+
+
+def _start_new_thread(function: Any, *arguments: Any) -> Any:
+    _tell("_thread.start_new_thread", (function,), sys._getframe(1))
+    return _start_unannounced(function, *arguments)
 
 
 _HANDLERS: dict[str, Callable[[Listener, Any, Any], None]] = {
