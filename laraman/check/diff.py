@@ -15,8 +15,10 @@ is, the ``rule`` of its node:
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Of values with such names the text is not shown.
 _SECRET = re.compile(r"key|secret|token|passw|passphrase|credential|cookie|authorization", re.IGNORECASE)
+#: Characters from which a value of the environment is one that is recognised elsewhere.
+SECRET_LENGTH = 6
 #: Parts of an object that are shown, and how many characters of all.
 _SHOWN, _LONGEST = 4, 120
 #: Rounds that have to be compared with each other before anything is called a leak.
@@ -162,7 +166,7 @@ def describe(node: Node, path: str = "", depth: int = 2) -> str:
     if node.text:
         return node.text if node.form != "size" else f"{node.size} {node.text}"
     if node.form == "value":
-        return "(not shown)" if _SECRET.search(path) and node.type in ("str", "bytes", "int") else value_text(node)
+        return "(not shown)" if _is_secret(node, path) else value_text(node)
     if node.form == "size":
         return f"{node.size} {node.type}"
     if node.form == "cache":
@@ -176,6 +180,18 @@ def describe(node: Node, path: str = "", depth: int = 2) -> str:
     if node.form == "names":
         return _cut(f"{node.type.rpartition('.')[2]}({inner})")
     return _cut(f"[{inner}]" if node.form == "sequence" else f"{{{inner}}}")
+
+
+def _is_secret(node: Node, path: str) -> bool:
+    """Whether it is a value of a name like that, or one of those that the environment has under such names."""
+    if node.type not in ("str", "bytes", "int"):
+        return False
+    return _SECRET.search(path) is not None or (node.type != "int" and any(secret in str(node.token) for secret in _secrets_of_environment()))
+
+
+@cache
+def _secrets_of_environment() -> tuple[str, ...]:
+    return tuple(value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= SECRET_LENGTH)
 
 
 def _shown(label: str, child: Node, path: str, depth: int = 1, *, named: bool = True) -> str:

@@ -77,6 +77,8 @@ def _from_json(text: str, path: Path) -> list[Request]:
         raise ConfigError(f"{path}, line {exc.lineno}: is not JSON: {exc.msg}") from None
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply") from None
+    except ValueError as exc:  # a number of thousands of digits
+        raise ConfigError(f"{path}: cannot be read: {exc}") from None
     if not isinstance(entries, list):
         raise ConfigError(f"{path}: is not a list of requests, but an object")
     return [_checked(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
@@ -106,7 +108,10 @@ def _checked(entry: Any, where: str) -> Request:
         body = json.dumps(entry["json"])
         if not any(name.lower() == "content-type" for name, _ in headers):
             headers = (*headers, ("content-type", "application/json"))
-    return Request(method.upper(), path, headers, body.encode())
+    try:
+        return Request(method.upper(), path, headers, body.encode())
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"{where}: the body cannot be sent as UTF-8: {exc.reason}") from None
 
 
 def _headers(given: Any, where: str) -> Headers:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laraman.check.diff import ROUNDS, Finding, Series, describe, diff
+from laraman.check.diff import ROUNDS, Finding, Series, _secrets_of_environment, describe, diff
 from laraman.check.heap import Snapshot, _Walk
 from laraman.check.outline import Node, Outlines, Serials
 
@@ -205,6 +205,18 @@ def test_secrets_are_not_shown(name: str) -> None:
     assert len(changes) >= 2
     assert "hunter" not in repr(changes)
     assert "hunter" not in describe(before.roots["root"])
+
+
+def test_a_secret_of_the_environment_is_not_shown_under_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_API_KEY", "a1b2c3d4")
+    monkeypatch.setenv("PASSWORD", "on")
+    _secrets_of_environment.cache_clear()
+    try:
+        root: dict[str, Any] = {"seen": []}
+        [finding] = played(root, lambda number, user: root["seen"].append("key a1b2c3d4 on" if number % 2 else "on"))
+        assert finding.after == "[..., (not shown), 'on', (not shown), 'on']"
+    finally:
+        _secrets_of_environment.cache_clear()
 
 
 def test_texts_are_short() -> None:

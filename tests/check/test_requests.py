@@ -64,6 +64,8 @@ def test_a_list_of_objects(tmp_path: Path) -> None:
         ('[{"method": 5, "path": "/"}]', "entry 1: 5 is no method"),
         ('[{"method": "GET"}]', "entry 1: None is not a path"),
         ('[{"path": "/a\\nb"}]', "is not a path"),
+        ('[{"path": "/", "body": "\\ud800"}]', "entry 1: the body cannot be sent as UTF-8: surrogates not allowed"),
+        ('[{"path": "/", "json": ' + "1" * 5000 + "}]", "cannot be read: "),
         ('[{"path": "/", "headers": 5}]', "entry 1: headers are an object"),
         ('[{"path": "/", "headers": {"a": 5}}]', "is not a header: a name and a value, both strings"),
         ('[{"path": "/", "headers": {"a b": "c"}}]', "cannot be sent as a header"),
