@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from laraman.asgi.extensions import EARLY_HINT, FILES, TRAILERS, send_early_hint, send_trailers, takes_trailers
+from laraman.asgi.fields import CODING, CONNECTION, LENGTH, check_field, field_line, known_lines, without
 from laraman.protocols.http1 import status_line
 from laraman.sandbox.operation import REQUEST, Operation
 
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
     from laraman.asgi.http import HttpConnection
 
 logger = logging.getLogger("uvicorn.error")
-
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-
-# What a response field's name asks of the server. 0: nothing.
-_LENGTH, _CODING, _CONNECTION, _DATE, _SERVER = 1, 2, 3, 4, 5
-_KINDS = {b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connection": _CONNECTION, b"date": _DATE, b"server": _SERVER}
-#: Fields that were checked, and what goes on the wire for them: most applications send the same few again and again. Bounded in both directions.
-_lines: dict[tuple[bytes, bytes], bytes] = {}
-_MAX_LINES, _MAX_LINE = 1024, 256
 
 #: Bytes of a body that nobody wants any more which are read and dropped for the sake of a kept connection.
 MAX_DISCARD = 262144
@@ -41,8 +33,8 @@ READ_AHEAD = 65536
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-# How the end of the body is told.
-_BY_LENGTH, _BY_CHUNKS, _BY_CLOSE, _HEAD_ONLY, _NO_BODY = range(5)
+# How the end of the body is told. _WITH_TRAILERS is in chunks too, and _TRAILERS what follows when the last of them is out.
+_BY_LENGTH, _BY_CHUNKS, _BY_CLOSE, _HEAD_ONLY, _NO_BODY, _WITH_TRAILERS, _TRAILERS = range(7)
 _BODILESS = (204, 304)
 
 
@@ -54,10 +46,8 @@ class Exchange(Operation):
 
     __slots__ = (
         "_body",
-        "_connection",
         "_expects_continue",
         "_framing",
-        "_gone",
         "_keep_alive",
         "_left",
         "_more_body",
@@ -65,8 +55,11 @@ class Exchange(Operation):
         "_status",
         "_waiter",
         "complete",
+        "connection",
         "disconnected",
+        "gone",
         "head",
+        "part",
         "scope",
         "started",
         "task",
@@ -83,14 +76,15 @@ class Exchange(Operation):
         self.started = False
         self.complete = False
         self.disconnected = False
-        self._connection = connection
+        self.connection = connection
         self._keep_alive = heads.keep_alive
         self._expects_continue = heads.expects_continue
         self._more_body = heads.chunked or heads.content_length > 0
         self._body: bytes | bytearray | None = b""
         self._waiter: asyncio.Future[None] | None = None
         self.head: list[bytes] | None = None  # its pieces, while it waits for the body
-        self._gone = False
+        self.part: asyncio.Future[None] | None = None  # while a part of the body goes out that is no message, but a file's
+        self.gone = False
         self._framing = _BY_LENGTH
         self._left = 0
 
@@ -116,7 +110,7 @@ class Exchange(Operation):
     def disconnect(self, *, gone: bool = False) -> None:
         """The client sends no more; when it is ``gone`` it does not read either, and what is sent goes nowhere."""
         self.disconnected = True
-        self._gone = self._gone or gone
+        self.gone = self.gone or gone
         self._wake()
 
     def _wake(self) -> None:
@@ -134,18 +128,18 @@ class Exchange(Operation):
                     more = self._more_body
                     self._body = b"" if more else None
                     if more:
-                        self._connection.resume_reading()
+                        self.connection.resume_reading()
                     return {"type": "http.request", "body": bytes(body), "more_body": more}
                 if not self.disconnected:
                     self._ask_for_body()
             if self.disconnected or self.complete:
                 return {"type": "http.disconnect"}
             if self._waiter is None:
-                self._waiter = self._connection.loop.create_future()
+                self._waiter = self.connection.loop.create_future()
             try:
                 await asyncio.shield(self._waiter)  # several tasks may wait, and one that stops waiting must not stop the others
             except asyncio.CancelledError:
-                self._connection.expect_nothing(self)
+                self.connection.expect_nothing(self)
                 raise
 
     async def arrived(self) -> None:
@@ -153,18 +147,18 @@ class Exchange(Operation):
         while self._more_body and not self.disconnected and self._body is not None and len(self._body) <= READ_AHEAD:
             self._ask_for_body()
             if self._waiter is None:
-                self._waiter = self._connection.loop.create_future()
+                self._waiter = self.connection.loop.create_future()
             await asyncio.shield(self._waiter)
 
     def _ask_for_body(self) -> None:
         if not self._expects_continue:
-            self._connection.expect_body()
+            self.connection.expect_body()
         elif self.head_sent:
-            self._connection.resume_reading()  # a client that has its answer need not send the body any more, so nothing is overdue
+            self.connection.resume_reading()  # a client that has its answer need not send the body any more, so nothing is overdue
         else:
             self._expects_continue = False
-            self._connection.write(CONTINUE)
-            self._connection.expect_body()
+            self.connection.write(CONTINUE)
+            self.connection.expect_body()
 
     # The response ----------------------------------------------------------------------------------------------------------------
 
@@ -182,32 +176,38 @@ class Exchange(Operation):
         kind = message["type"]
         if not self.started:
             if kind != "http.response.start":
-                raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
-            if not self._gone:
+                self._send_before_start(kind, message)
+                return
+            if not self.gone:
                 self._start(message)
             self.started = True
             return
-        if self.complete:
-            raise RuntimeError(f"Unexpected ASGI message '{kind}' sent, after response already completed.")
-        if kind != "http.response.body":
-            raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{kind}'.")
+        if self.complete or kind != "http.response.body":
+            await self._send_other(kind, message)
+            return
         more = message.get("more_body", False)
-        if self._gone:
+        if self.gone:
             self.complete = not more
             return
-        connection = self._connection
+        connection = self.connection
         data = message.get("body", b"")
         if type(data) is not bytes:
             data = bytes(memoryview(data))  # any bytes-like object; a copy, since the application may change it before it is written
         head = self.head
         if head is None:
+            if self.part is not None:
+                await asyncio.shield(self.part)
+                await self.send(message)
+                return
             if self.disconnected and not more and len(data) < self._left:
                 self._give_up()  # middleware that was told of the disconnect ends its stream where it is
                 return
             data = self._frame(data, more)
+            more = more or self._framing == _TRAILERS
         else:
             if more or len(data) != self._left or not self._plain:
                 data = self._frame_first(head, data, more)
+                more = more or self._framing == _TRAILERS
             elif len(data) < WORTH_A_COPY:
                 # Most responses: known length, one message, kept connection.
                 head += (b"content-length: %d\r\n\r\n" % self._left, data)
@@ -221,13 +221,44 @@ class Exchange(Operation):
             connection.bytes_out += len(data)
             connection.transport.write(data)
         if not more:
-            self._finish()
+            self.finish()
         elif connection.writing_paused:
             await connection.drained()
 
+    def _send_before_start(self, kind: str, message: Message) -> None:
+        if self.gone:
+            return
+        if kind != EARLY_HINT or not self.connection.service.extensions:
+            raise RuntimeError(f"Expected ASGI message 'http.response.start', but got '{kind}'.")
+        send_early_hint(self, message)
+
+    async def _send_other(self, kind: str, message: Message) -> None:
+        """A message of an extension, or one that is not allowed here."""
+        if self.gone:
+            return
+        offered = self.connection.service.extensions
+        if self.complete:
+            if kind != TRAILERS or not offered:
+                raise RuntimeError(f"Unexpected ASGI message '{kind}' sent, after response already completed.")
+            # Where there is no place for trailers the response is complete without them.
+        elif self._framing == _TRAILERS:
+            if kind != TRAILERS:
+                raise RuntimeError(f"Expected ASGI message 'http.response.trailers', but got '{kind}'.")
+            send_trailers(self, message)
+        elif kind == EARLY_HINT and offered:
+            send_early_hint(self, message)
+        elif kind in FILES and offered:
+            if self.part is not None:
+                await asyncio.shield(self.part)
+                await self.send(message)
+            else:
+                await FILES[kind](self, message)
+        else:
+            raise RuntimeError(f"Expected ASGI message 'http.response.body', but got '{kind}'.")
+
     def _start(self, message: Message) -> None:
         """Build the head. It waits for the first body message, which ASGI asks for, or for the end of this turn of the loop."""
-        connection = self._connection
+        connection = self.connection
         service = connection.service
         status = message["status"]
         line = _status_lines.get(status)
@@ -238,7 +269,7 @@ class Exchange(Operation):
         keep_alive = self._keep_alive and not connection.is_closing
         for field in message.get("headers", ()):
             try:
-                known = _lines.get(field)
+                known = known_lines.get(field)
             except (TypeError, ValueError):  # a list, or bytes-like but not hashable
                 field = tuple(bytes(memoryview(part)) for part in field)
                 known = None
@@ -246,24 +277,24 @@ class Exchange(Operation):
                 parts.append(known)
                 continue
             name, value = field
-            kind = _LENGTH if name == b"content-length" else _check_field(name, value)
-            if kind == _LENGTH:
+            kind = LENGTH if name == b"content-length" else check_field(name, value)
+            if kind == LENGTH:
                 if length is not None or not value.isdigit() or len(value) > 18:
                     raise RuntimeError("Invalid Content-Length in the response headers.")
                 length = value
-            elif kind == _CONNECTION:
+            elif kind == CONNECTION:
                 keep_alive = keep_alive and b"close" not in value.lower()
-            elif kind != _CODING:  # the framing is the server's
+            elif kind != CODING:  # the framing is the server's
                 if kind:
-                    parts[1] = _without(parts[1], kind)
-                parts.append(_line(name, value, kind))
+                    parts[1] = without(parts[1], kind)
+                parts.append(field_line(name, value, kind))
         if self._more_body and (self._expects_continue or connection.body_left > MAX_DISCARD):
             # Nobody asked for the body, so what the client sends next could be it or a request; or there is too much to read for nothing.
             keep_alive = False
         self._keep_alive = keep_alive
         self._status = status
         if length is None or status in _BODILESS or self.scope["method"] == "HEAD":
-            self._frame_head(status, length)
+            self._frame_head(status, length, message)
         else:
             self._framing = _BY_LENGTH
             self._left = int(length)
@@ -274,43 +305,62 @@ class Exchange(Operation):
             service.flush_heads_soon()
         held.append(self)
 
-    def _frame_head(self, status: int, length: bytes | None) -> None:
+    def _frame_head(self, status: int, length: bytes | None, message: Message) -> None:
         """Choose how the end of the body is told (RFC 9112 section 6.3). ``_left`` is the length, or -1 while it is unknown or not to be sent."""
         self._left = -1 if length is None or status == 204 else int(length)
         if status in _BODILESS:
             self._framing = _NO_BODY
         elif self.scope["method"] == "HEAD":
             self._framing = _HEAD_ONLY
+        elif not self.is_1_1:
+            self._framing = _BY_CLOSE
+        elif self.connection.service.extensions and message.get("trailers", False) and takes_trailers(self.scope):
+            self._framing = _WITH_TRAILERS
         else:
-            self._framing = _BY_CHUNKS if self.scope["http_version"] == "1.1" else _BY_CLOSE
+            self._framing = _BY_CHUNKS
 
     def _frame(self, body: bytes, more: bool) -> bytes:
         """What of ``body`` goes on the wire. Raises RuntimeError where it does not fit the Content-Length, and then nothing has changed."""
         framing = self._framing
         if framing == _BY_LENGTH:
-            left = self._left - len(body)
-            if left < 0:
-                raise RuntimeError("Response content longer than Content-Length")
-            if not more and left:
-                raise RuntimeError("Response content shorter than Content-Length")
-            self._left = left
+            self._count(len(body), more)
             return body
         if framing == _BY_CLOSE:
             return body
-        if framing != _BY_CHUNKS:
+        if framing == _TRAILERS:
+            raise RuntimeError("Expected ASGI message 'http.response.trailers', but got 'http.response.body'.")
+        if framing in (_HEAD_ONLY, _NO_BODY):
             return b""
-        if not body:
-            return b"" if more else b"0\r\n\r\n"
-        return b"%x\r\n%b\r\n%b" % (len(body), body, b"" if more else b"0\r\n\r\n")
+        end = b"" if more else self._last_chunk()
+        return b"%x\r\n%b\r\n%b" % (len(body), body, end) if body else end
+
+    def _count(self, size: int, more: bool) -> None:
+        """So much of the announced length is sent now."""
+        left = self._left - size
+        if left < 0:
+            raise RuntimeError("Response content longer than Content-Length")
+        if not more and left:
+            raise RuntimeError("Response content shorter than Content-Length")
+        self._left = left
+
+    def _last_chunk(self) -> bytes:
+        if self._framing == _BY_CHUNKS:
+            return b"0\r\n\r\n"
+        self._framing = _TRAILERS
+        return b"0\r\n"
 
     def _frame_first(self, head: list[bytes], body: bytes, more: bool) -> bytes:
-        """The complete head and what of ``body`` goes on the wire. A body that is whole in its first message gets its length, not chunks."""
-        if self._left < 0 and not more and self._framing != _NO_BODY:
-            self._left = len(body)
-            if self._framing != _HEAD_ONLY:
-                self._framing = _BY_LENGTH
+        """The complete head and what of ``body`` goes on the wire."""
+        self._settle_length(len(body), more)
         end = self._end_of_head()  # first: framing the body counts the length down
         return b"".join((*head, end, self._frame(body, more)))
+
+    def _settle_length(self, size: int, more: bool) -> None:
+        """A body that is whole in its first message gets its length, not chunks."""
+        if self._left < 0 and not more and self._framing not in (_NO_BODY, _WITH_TRAILERS):
+            self._left = size
+            if self._framing != _HEAD_ONLY:
+                self._framing = _BY_LENGTH
 
     def _end_of_head(self) -> bytes:
         """The fields of framing and connection, and the empty line."""
@@ -318,39 +368,74 @@ class Exchange(Operation):
         end = b"\r\n"
         if self._left >= 0:
             end = b"content-length: %d\r\n\r\n" % self._left
-        elif framing == _BY_CHUNKS or (framing == _HEAD_ONLY and self._is_1_1):
+        elif framing in (_BY_CHUNKS, _WITH_TRAILERS) or (framing == _HEAD_ONLY and self.is_1_1):
             end = b"transfer-encoding: chunked\r\n\r\n"
         elif framing == _BY_CLOSE:
             self._keep_alive = False
         if not self._keep_alive:
             return b"connection: close\r\n" + end
-        return end if self._is_1_1 else b"connection: keep-alive\r\n" + end
+        return end if self.is_1_1 else b"connection: keep-alive\r\n" + end
 
     @property
-    def _is_1_1(self) -> bool:
+    def is_1_1(self) -> bool:
         return bool(self.scope["http_version"] == "1.1")
 
     def flush_head(self) -> None:
         """The application is busy elsewhere: the client gets the head now."""
-        if self.head is not None and not self._gone:
-            connection = self._connection
-            connection.write(b"".join((*self.head, self._end_of_head())))
-            self.head = None
-            if connection.service.access_log:
-                connection.service.log_access(self.scope, self._status)
+        if self.head is not None and not self.gone:
+            self._write_head([*self.head, self._end_of_head()], b"")
 
-    def _finish(self) -> None:
+    def _write_head(self, head: list[bytes], body: bytes) -> None:
+        connection = self.connection
+        connection.write(b"".join((*head, body)))
+        self.head = None
+        if connection.service.access_log:
+            connection.service.log_access(self.scope, self._status)
+
+    def begin_part(self, size: int, more: bool) -> bytes | None:
+        """Write what stands before ``size`` bytes of the body, at least one, which somebody else writes.
+
+        Returns what stands behind them, for ``end_part``; None where no body goes on the wire. Raises RuntimeError where so many do not fit.
+        """
+        head = self.head
+        if head is not None:
+            self._settle_length(size, more)
+            head = [*head, self._end_of_head()]  # first: the length is counted down
+        framing = self._framing
+        start = end = b""
+        if framing == _BY_LENGTH:
+            self._count(size, more)
+        elif framing in (_BY_CHUNKS, _WITH_TRAILERS):
+            start, end = b"%x\r\n" % size, b"\r\n" + (b"" if more else self._last_chunk())
+        if head is not None:
+            self._write_head(head, start)
+        elif start:
+            self.connection.write(start)
+        return None if framing in (_HEAD_ONLY, _NO_BODY) else end
+
+    def end_part(self, end: bytes, more: bool) -> None:
+        """The bytes are out."""
+        if self.gone:
+            self.complete = not more
+            return
+        if end:
+            self.connection.write(end)
+        if not more and self._framing != _TRAILERS:
+            self.finish()
+
+    def finish(self) -> None:
+        """The response is complete."""
         self.complete = True
         self._body = None
         if self._waiter is not None:
             self._wake()
-        self._connection.finished(self._keep_alive)
+        self.connection.finished(self._keep_alive)
 
     # The task --------------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Call the application; whatever happens to it, the client gets an honest end."""
-        service = self._connection.service
+        service = self.connection.service
         try:
             wrapper = service.wrapper
             if wrapper is None:
@@ -381,9 +466,9 @@ class Exchange(Operation):
             service.ended(self, self)
 
     def _fail(self, status: int) -> None:
-        if self.complete or self._gone:
+        if self.complete or self.gone:
             return
-        connection = self._connection
+        connection = self.connection
         sent = self.head_sent
         self.complete = True
         self._wake()
@@ -399,34 +484,9 @@ class Exchange(Operation):
     def _give_up(self) -> None:
         """The application heard of the disconnect and stopped: nothing is missing but the end of the connection."""
         self.complete = True
-        if not self._gone:
-            self._connection.abort_exchange()
+        if not self.gone:
+            self.connection.abort_exchange()
 
     def cancel(self) -> None:
         if self.task is not None:
             self.task.cancel()
-
-
-def _check_field(name: Any, value: Any) -> int:
-    """Check a field of the application's; return what it asks of the server."""
-    if not isinstance(name, bytes) or not _TOKEN.match(name):
-        raise RuntimeError("Invalid HTTP header name.")
-    if not isinstance(value, bytes) or b"\n" in value or b"\r" in value or b"\0" in value:
-        raise RuntimeError("Invalid HTTP header value.")
-    return _KINDS.get(name.lower(), 0)
-
-
-def _line(name: bytes, value: bytes, kind: int) -> bytes:
-    """A checked field as it goes on the wire; kept for the next time when it asks nothing of the server."""
-    line = b"%b: %b\r\n" % (name, value)
-    if not kind and len(line) <= _MAX_LINE:
-        if len(_lines) >= _MAX_LINES:
-            _lines.clear()
-        _lines[name, value] = line
-    return line
-
-
-def _without(defaults: bytes, kind: int) -> bytes:
-    """The default fields less the one that the application sends itself."""
-    prefix = b"date:" if kind == _DATE else b"server:"
-    return b"".join(line for line in defaults.splitlines(keepends=True) if not line.lower().startswith(prefix))

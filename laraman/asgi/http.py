@@ -410,7 +410,7 @@ class HttpConnection(Connection):
     def _is_writing(self, now: float) -> bool:
         """Whether the client still has something to take. One that takes nothing for ``timeout_write`` seconds is cut off."""
         size = self.transport.get_write_buffer_size()
-        if not size:
+        if not size and (self.exchange is None or self.exchange.part is None):
             self._stalled_at = None
             return False
         taken = self.bytes_out - size

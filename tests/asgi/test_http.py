@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from laraman.asgi.extensions import OFFERED
 from tests.asgi.service import DEADLINE, read_body, respond, serve
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ async def test_scope_field_by_field(http: str) -> None:
         "query_string": b"q=%41",
         "headers": [(b"host", b"x"), (b"x-multi", b"1"), (b"x-multi", b"2")],
         "state": {},
+        "extensions": {name: {} for name in OFFERED},
     }
 
 
