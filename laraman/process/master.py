@@ -28,7 +28,7 @@ from laraman.process.commands import STATS, Commands
 from laraman.process.control import Control, listen
 from laraman.process.exits import Exit, collect, in_words, oom_kills, thread_count
 from laraman.process.signals import wakeup
-from laraman.process.spawning import new_child, template_for
+from laraman.process.spawning import in_short, new_child, template_for
 from laraman.process.state import StateDirectory, instance_name, open_state
 from laraman.process.supervisor import (
     HUNG,
@@ -73,8 +73,7 @@ class Master:
 
     ``revalidate()`` raises ConfigError when the configuration does not load any more; a restart is refused then. ``prepare()`` does what
     has to be done before ServerStarting can be told; a restarted master calls it when it has taken the running workers over, so that its
-    ConfigError or BootError leaves them running. A restart does without the environment variables ``added``: those of the environment file,
-    which is read again.
+    ConfigError or BootError leaves them running.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class Master:
         notify: daemon.Notify | None = None,
         revalidate: Callable[[], object] = lambda: None,
         prepare: Callable[[], object] = lambda: None,
-        added: Iterable[str] = (),
     ) -> None:
         self.config = config
         self.name = ""
@@ -104,7 +102,6 @@ class Master:
         self.inherited: dict[str, int] = {}
         self._prepare = prepare
         self.argv = [*(argv or [sys.executable, *sys.orig_argv[1:]])]
-        self.added = frozenset(added)
         self.directory = Path.cwd()
         self.notify = notify
         self._first_boot = True
@@ -312,7 +309,7 @@ class Master:
             wanted.rolling = False
             wanted.stop_timeout = None if graceful else self._stop_timeout(name)
 
-    def _stop_timeout(self, name: str) -> float | None:
+    def _stop_timeout(self, name: str) -> float:
         worker = self.workers.get(name)
         return self.config.timeout_graceful_shutdown if worker is None or worker.stop_timeout is None else worker.stop_timeout
 
@@ -433,7 +430,7 @@ class Master:
         events.emit(events.WorkerExited(server=self, process=process, reason=process.ending))
         if verdict is Verdict.FATAL and self.phase != "stopping":
             why = "keeps failing" if process.ready_at is not None or not self._first_boot else "could not start"
-            self._fail(2 if ending.code == 2 else 3, f"Worker {process.worker}:{process.slot} {why}: {process.error or process.ending}")
+            self._fail(2 if ending.code == 2 else 3, f"{in_short(self, process)} {why}: {process.error or process.ending}")
 
     def _report(self, process: Process, verdict: Verdict, stack: str) -> None:
         self.desired[process.worker].slots[process.slot].last_exit = process.ending

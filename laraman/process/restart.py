@@ -45,8 +45,7 @@ def execute(master: Master) -> None:
     logger.info("Restarting parent process [%d]", os.getpid())
     try:
         os.chdir(master.directory)
-        environ = {name: value for name, value in os.environ.items() if name not in master.added}
-        handover.execute(table, [descriptor for descriptor in kept if descriptor >= 0], master.argv, environ, HANDLED)
+        handover.execute(table, [descriptor for descriptor in kept if descriptor >= 0], master.argv, HANDLED)
     except OSError as exc:
         master.last_roll_error = f"cannot execute {master.argv[0]}: {exc.strerror}"
         logger.error("Restart failed: %s", master.last_roll_error)
@@ -88,3 +87,7 @@ def refuse(master: Master, reason: str) -> None:
         running = [process for process in master.processes if process.worker == name and process.live]
         wanted.count = max((process.slot + 1 for process in running), default=0)
         wanted.fall_back(running)
+    for name, worker in master.workers.items():
+        if worker.template and not master.desired[worker.template].count:
+            # Preloading comes with what was refused: there is no template, and whoever dies meanwhile is not to wait for one.
+            worker.template = master.desired[name].template = ""

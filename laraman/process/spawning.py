@@ -12,6 +12,7 @@ from laraman.process.supervisor import forks
 
 if TYPE_CHECKING:
     from laraman.process.master import Master
+    from laraman.process.supervisor import Process
     from laraman.process.worker import Worker
 
 
@@ -29,9 +30,15 @@ def new_child(master: Master, worker: Worker, slot: int, generation: int, now: f
 
 def template_for(master: Master, worker: Worker) -> Child | None:
     """The newest template that can fork for this worker."""
-    wanted = master.desired[worker.name]
+    wanted = master.desired[worker.template]
     found = [child for child in master.children.values() if child.process.worker == worker.template and forks(child.process, wanted)]
     return max(found, key=lambda child: child.process.generation, default=None)
+
+
+def in_short(master: Master, process: Process) -> str:
+    """Who this process is, for whoever knows of no templates."""
+    served = next((name for name, wanted in master.desired.items() if wanted.template == process.worker), "")
+    return f"--preload: the template of worker {served}" if served else f"Worker {process.worker}:{process.slot}"
 
 
 def _leave(master: Master, worker: Worker) -> None:

@@ -27,7 +27,9 @@ The rules of a plan:
 8. A process that does not boot in time, or does not beat, is hung: it gets a second to write its stack, then it is killed.
    A process that outlives its deadline is killed.
 9. A worker whose processes are forked from a *template*, which is a worker too, gets a process only while a template of at least the wanted
-   generation is READY; until then its slots wait, and what serves goes on serving.
+   generation is READY; until then its slots wait, and what serves goes on serving. While they are rolled, the template of the generation that
+   they would fall back to stays, beside its successor.
+10. Of a worker that *waits*, a process that cannot boot, or that keeps failing, does not end the server: its slot waits for the next generation.
 
 start, stop, reload, scale, crash, hang and recycling are not operations here: they change `Desired`, or they are observations.
 Times are seconds of a monotonic clock and are passed in.
@@ -36,6 +38,7 @@ Times are seconds of a monotonic clock and are passed in.
 from __future__ import annotations
 
 import enum
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -159,7 +162,8 @@ class Desired:
     """What is wanted of one worker. ``stop_timeout`` None means no deadline; ``at_once`` kills whatever is left.
 
     ``rolling`` is True from the advance of the generation until every slot is served by it, or until it could not boot. ``exclusive`` is rule 7.
-    ``template`` names the worker of rule 9; the two have their generations in common.
+    ``template`` names the worker of rule 9; the two have their generations in common, unless nothing of the application is in the template and
+    it serves them all. ``waits`` is rule 10.
     """
 
     count: int
@@ -170,6 +174,7 @@ class Desired:
     stop_timeout: float | None = 8.0
     exclusive: bool = False
     template: str = ""
+    waits: bool = False
     at_once: bool = False
     rolling: bool = False
     newest: int = 0
@@ -177,8 +182,8 @@ class Desired:
 
     @property
     def surge(self) -> int:
-        """How many processes there may be beyond the count while a new generation takes over."""
-        return max(1, self.count // 4)
+        """How many processes there may be beyond the count while a new generation takes over; one more where the next may come before that."""
+        return max(1, self.count // 4) + self.waits
 
     def roll(self, reason: str) -> None:
         """Want a new generation. A number that was used before, even by a generation that could not boot, is not used again."""
@@ -186,6 +191,9 @@ class Desired:
         self.generation = self.newest
         self.reason = reason
         self.rolling = True
+        if self.waits:
+            for slot in self.slots.values():
+                slot.failures, slot.not_before = 0, 0.0
 
     def fall_back(self, processes: Iterable[Process]) -> None:
         """Give the new generation up: every generation that is alive is good enough again."""
@@ -228,17 +236,25 @@ def reconcile(desired: Mapping[str, Desired], processes: Iterable[Process], now:
     for name, group in groups.items():
         wanted = desired[name]
         source = wanted.template
-        can_spawn = not source or any(forks(process, wanted) and not _overdue(process, desired[source], now) for process in groups.get(source, ()))
-        plan += _worker_plan(name, wanted, group, can_spawn, now)
+        templates = [process for process in groups.get(source, ()) if forks(process, desired[source])]
+        can_spawn = not source or any(not _overdue(process, desired[source], now) for process in templates)
+        plan += _worker_plan(name, wanted, group, can_spawn, _held(name, desired, groups), now)
     return plan
 
 
+def _held(template: str, desired: Mapping[str, Desired], groups: Mapping[str, list[Process]]) -> list[Process]:
+    """Rule 9: the templates that a reload of what is forked from them may still need."""
+    rolled = [name for name, wanted in desired.items() if wanted.template == template and wanted.rolling]
+    oldest = min((process.generation for name in rolled for process in groups[name] if process.live), default=None)
+    return [process for process in groups[template] if process.state is State.READY and process.generation == oldest]
+
+
 def forks(template: Process, wanted: Desired) -> bool:
-    """Rule 9: whether this process of the template can fork for this worker."""
+    """Rule 9: whether this process of the template, of which that is wanted, can fork for its worker."""
     return template.state is State.READY and template.lost is None and template.generation >= wanted.generation
 
 
-def _worker_plan(name: str, wanted: Desired, group: list[Process], can_spawn: bool, now: float) -> list[Action]:
+def _worker_plan(name: str, wanted: Desired, group: list[Process], can_spawn: bool, held: list[Process], now: float) -> list[Action]:
     plan: list[Action] = [action for process in group if (action := _overdue(process, wanted, now))]
     busy = [action.process for action in plan if not isinstance(action, Spawn)]
     slots: dict[int, list[Process]] = {slot: [] for slot in range(wanted.count)}
@@ -246,17 +262,18 @@ def _worker_plan(name: str, wanted: Desired, group: list[Process], can_spawn: bo
         slots.setdefault(process.slot, []).append(process)
     turns = _turns(wanted, slots, now)
     beyond = sum(1 for slot in turns if sum(map(_counts, slots[slot])) > 1)  # successors that count for rule 5, not for rule 4
-    room = wanted.count + wanted.surge + beyond - sum(map(_counts, group))
+    room = wanted.count + wanted.surge + beyond - sum(_counts(process) for process in group if process not in held)
     for slot, members in slots.items():
         recycled = slot in turns
         keep = _kept(wanted, members, recycled) if slot < wanted.count else []
+        stays = [*keep, *held] if slot < wanted.count else []
         undecided = [process for process in members if process not in busy]
         if can_spawn and undecided == members and slot < wanted.count and _wants_spawn(wanted, slot, members, keep, recycled, room, now):
             plan.append(Spawn(name, slot, wanted.generation))
             room -= 0 if recycled else 1
         reason = wanted.reason if slot < wanted.count else "scale" if wanted.count else "stop"
         for process in undecided:
-            if process.live and process not in keep:
+            if process.live and process not in stays:
                 plan.append(_stop(wanted, process, RECYCLE if recycled and process.retiring else reason, now))
     return plan
 
@@ -396,7 +413,7 @@ def judge(
         return Verdict.EXPECTED
     others = list(others)
     was_ready = process.ready_at is not None
-    if first_boot and not was_ready and (code in (2, 3) or process.hung):
+    if first_boot and not wanted.waits and not was_ready and (code in (2, 3) or process.hung):
         return Verdict.FATAL
     failed_roll = wanted.rolling and not was_ready and process.generation >= wanted.generation
     # A successor that fails costs nobody anything: of a new generation there is no other, a recycling backs off.
@@ -404,19 +421,31 @@ def judge(
     if failed_roll:
         wanted.fall_back(others)
     if not (failed_roll and covered):
-        exhausted = _account(wanted.slots[process.slot], process, now, clean=was_ready and (code == 0 or blameless))
-        if exhausted and not covered and (first_boot or not any(steady(other, now) for other in (*others, *served))):
+        slot = wanted.slots[process.slot]
+        exhausted = _account(slot, process, now, clean=was_ready and (code == 0 or blameless))
+        fatal = exhausted and not covered and (first_boot or not any(steady(other, now) for other in (*others, *served)))
+        if fatal and not wanted.waits:
             return Verdict.FATAL
+        if wanted.waits and (fatal or not (was_ready or covered)):
+            slot.not_before = math.inf
     return Verdict.ROLL_FAILED if failed_roll else Verdict.RESPAWN
 
 
-def give_up(desired: Mapping[str, Desired], template: str, processes: Iterable[Process]) -> None:
-    """A template's new generation could not boot: what is forked from it does without that generation too."""
-    processes = list(processes)
+def give_up(desired: Mapping[str, Desired], worker: str, processes: Iterable[Process]) -> None:
+    """A new generation of this worker could not boot, and it fell back. What has its generations in common (rule 9) does without that one too."""
+    processes = [process for process in processes if process.live]
     for name, wanted in desired.items():
-        if wanted.template == template:
+        if wanted.template == worker:
             wanted.fall_back(process for process in processes if process.worker == name)
-            wanted.generation = min(wanted.generation, desired[template].generation)
+            wanted.generation = min(wanted.generation, desired[worker].generation)
+    source, generation = desired[worker].template, desired[worker].generation
+    templates = [process for process in processes if process.worker == source and process.state is State.READY]
+    if any(process.generation == generation for process in templates):
+        desired[source].generation = generation
+        desired[source].rolling = False
+        for process in templates:
+            if process.generation > generation:
+                process.retiring = "the workers that are forked from it cannot start"
 
 
 def _account(slot: Slot, process: Process, now: float, *, clean: bool) -> bool:

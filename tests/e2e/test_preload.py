@@ -147,6 +147,7 @@ def test_workers_import_nothing_for_themselves(server: Callable[..., Server], gu
     [
         ("import nothing_like_this", 3, "No module named 'nothing_like_this'"),
         ("app = 7", 3, '"app:app" is not callable, but int'),
+        ("import asyncio; loop = asyncio.get_running_loop()", 3, "no running event loop (--preload imports the application where no event loop runs"),
         ("raise SystemExit(5)", 3, "SystemExit: 5"),
         ("import os; os._exit(9)", 3, "exit code 9"),
     ],
@@ -155,7 +156,7 @@ def test_an_application_that_cannot_be_imported_ends_the_start(server: Callable[
     running = start(server, "--workers", "2", files={"app.py": app}, ready=False)
     assert running.process.wait(30) == code
     last = running.output.splitlines()[-1]
-    assert re.search(r"Worker http-template:0 (could not start|keeps failing): ", last)
+    assert re.search(r"--preload: the template of worker http (could not start|keeps failing): ", last)
     assert text in last
 
 

@@ -64,6 +64,9 @@ class World(RuleBasedStateMachine):
         assert len(touched) == len(set(touched)), "one action per process"
         spawned = [(action.worker, action.slot) for action in actions if isinstance(action, Spawn)]
         assert len(spawned) == len(set(spawned)), "one spawn per slot"
+        spawns = [action for action in actions if isinstance(action, Spawn)]
+        succeeded = [spawn.worker for spawn in spawns if self.recycled(spawn.worker, spawn.slot, spawn.generation)]
+        assert len(succeeded) == len(set(succeeded)), "two slots of a worker begin to be recycled at once"
         for action in actions:
             match action:
                 case Spawn("gateway", slot, _):
@@ -109,6 +112,12 @@ class World(RuleBasedStateMachine):
     def retire(self, data: st.DataObject) -> None:
         if ready := self.alive(State.READY):
             data.draw(st.sampled_from(ready)).retiring = "it is tired"
+
+    @rule(worker=st.sampled_from(["http", "gateway", "forked"]))
+    def all_retire(self, worker: str) -> None:
+        for process in self.alive(State.READY):
+            if process.worker == worker:
+                process.retiring = "they are tired"
 
     @rule(seconds=st.floats(0, 20))
     def time_passes(self, seconds: float) -> None:
@@ -447,16 +456,55 @@ def test_a_template_that_is_about_to_end_forks_no_more(how: dict[str, Any]) -> N
     assert not [action for action in reconcile(family(), [ending], NOW) if isinstance(action, Spawn) and action.worker == "http"]
 
 
-def test_a_reload_first_replaces_the_template_and_then_the_workers_from_it() -> None:
-    desired = family()
+def rolling(count: int = 2) -> dict[str, Desired]:
+    desired = family(count)
     for wanted in desired.values():
         wanted.roll("reload")
-    old = [template(), process(0), process(1)]
+    return desired
+
+
+def test_a_reload_first_replaces_the_template_and_then_the_workers_from_it() -> None:
+    desired = rolling(1)
+    old = [template(), process(0)]
     assert reconcile(desired, old, NOW) == [Spawn("template", 0, 2)]
     new = template(2, State.STARTING)
     assert reconcile(desired, [*old, new], NOW) == []
     new.ready(NOW)
-    assert reconcile(desired, [*old, new], NOW) == [Stop(old[0], "reload", 8.0, NOW + 10), Spawn("http", 0, 2)]
+    assert reconcile(desired, [*old, new], NOW) == [Spawn("http", 0, 2)], "the old template stays as long as it may be needed"
+    assert reconcile(desired, [old[0], new, process(0, 2)], NOW) == [Stop(old[0], "reload", 8.0, NOW + 10)]
+    desired["http"].rolling = False
+    assert reconcile(desired, [*old, new, process(0, 2)], NOW)[0] == Stop(old[0], "reload", 8.0, NOW + 10)
+
+
+def test_a_template_that_is_held_does_not_keep_the_next_reload_from_beginning() -> None:
+    desired = rolling()
+    desired["template"].roll("reload")
+    desired["http"].roll("reload")
+    members = [template(), template(2), process(0), process(1)]
+    assert reconcile(desired, members, NOW) == [Spawn("template", 0, 3)]
+    between = members[1]
+    members.append(template(3))
+    assert reconcile(desired, members, NOW) == [Stop(between, "reload", 8.0, NOW + 10), Spawn("http", 0, 3)]
+
+
+def test_workers_that_cannot_start_give_their_template_up_too() -> None:
+    desired = rolling()
+    old, new, failed = [template(), process(0), process(1)], template(2), process(0, 2, State.STARTING)
+    assert judge(desired["http"], failed, old[1:], NOW, code=3) is Verdict.ROLL_FAILED
+    give_up(desired, "http", [*old, new])
+    assert [(wanted.generation, wanted.rolling) for wanted in desired.values()] == [(1, False), (1, False)]
+    assert reconcile(desired, [*old, new], NOW) == [Stop(new, "recycle", 8.0, NOW + 10)]
+    new.stop("recycle", NOW + 10)
+    assert reconcile(desired, [*old[:2], new], NOW) == [Spawn("http", 1, 1)], "from the old template"
+
+
+def test_without_the_old_template_the_new_one_stays() -> None:
+    desired = rolling()
+    new, serving = template(2), process(1)
+    judge(desired["http"], process(0, 2, State.STARTING), [serving], NOW, code=3)
+    give_up(desired, "http", [serving, new])
+    assert desired["template"].generation == 2
+    assert reconcile(desired, [serving, new], NOW) == [Spawn("http", 0, 1)]
 
 
 def test_a_template_that_cannot_boot_ends_the_reload_for_its_workers_too() -> None:
