@@ -83,15 +83,24 @@ def _names_stored(target: ast.expr) -> Iterator[str]:
 
 
 def load_app(config: Config) -> ASGIApp:
-    """Import ``config.app`` ("pkg.mod:attribute", the attribute may be dotted) and, when it is a factory, call it.
+    """Find what ``config.app`` names and, when it is a factory, call it.
 
-    ``config.app_dir`` or else the working directory goes to the front of ``sys.path``. Raises BootError with one clear line; an error
-    raised by the user's own code is logged with its traceback first.
+    Raises BootError with one clear line; an error raised by the user's own code is logged with its traceback first.
     """
+    return _application(find(config), config)
+
+
+def find(config: Config) -> Any:
+    """What ``config.app`` names: "pkg.mod:attribute" is imported, the attribute may be dotted; in Python it may also be the application itself.
+
+    For an import ``config.app_dir`` or else the working directory goes to the front of ``sys.path``. Raises BootError as above.
+    """
+    if not isinstance(config.app, str):
+        return config.app
     directory = os.path.abspath(config.app_dir or os.curdir)
     if directory not in sys.path:
         sys.path.insert(0, directory)
-    return _application(_import(config.app), config)
+    return _import(config.app)
 
 
 def _import(target: str) -> Any:

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from laraman import events, log
+from laraman.asgi import forwarded
 from laraman.asgi.app import load_app
 from laraman.asgi.extensions import OFFERED, PATH_SEND, ZERO_COPY_SEND
 from laraman.asgi.http import HttpConnection
 from laraman.asgi.lifespan import Lifespan
+from laraman.net.door import Door
+from laraman.net.tls import Tls
 from laraman.protocols.http1 import HeadParser
 from laraman.sandbox.operation import REQUEST, current
 from laraman.sandbox.surroundings import Sandbox
@@ -59,16 +62,20 @@ class Http:
 
     # The worker's hooks ----------------------------------------------------------------------------------------------------------
 
-    def on_load(self, worker: Worker) -> None:
-        """Import the application. Raises BootError."""
+    def on_load(self, worker: Worker, app: ASGIApp | None = None) -> None:
+        """Import the application, unless it is there already. Raises BootError."""
         self.worker = worker
         self.config: Config = worker.config
-        self.app: ASGIApp = load_app(self.config)
+        self.app: ASGIApp = app or load_app(self.config)
 
     async def on_start(self, worker: Worker) -> None:
-        """Run the lifespan's startup. Raises BootError."""
+        """Run the lifespan's startup. Raises BootError, and ConfigError when the files of TLS cannot be used."""
         config = self.config
         self.loop = asyncio.get_running_loop()
+        self.tls = Tls(config) if config.ssl_certfile or config.ssl_context_factory is not None else None
+        self.proxies = forwarded.TrustedHosts(config.forwarded_allow_ips)
+        self._believes = config.proxy_headers or config.forwarded
+        self._read_forwarded = forwarded.reader(self.proxies, forwarded=config.forwarded)
         self.lifespan = Lifespan(self.app, config.lifespan, timeout=config.timeout_worker_boot)
         await self.lifespan.startup()
         self.state = self.lifespan.state
@@ -88,7 +95,6 @@ class Http:
         self.access_log = log.access_enabled()
         #: Each scope gets a copy, for 0.1 us: what a middleware does to it is then nobody else's.
         self.extensions: dict[str, Any] = {name: {} for name in OFFERED} if config.asgi_extensions else {}
-        self.server_address: tuple[str, int | None] | None = (config.uds, None) if config.uds else None
         self._root_path = config.root_path
         self._root_path_bytes = config.root_path.encode()
         # Without a task factory the loop would make the same task, after a detour that costs a fifth of it.
@@ -101,6 +107,17 @@ class Http:
 
     def connection(self, worker: Worker, bind: Bind) -> HttpConnection:
         return HttpConnection(self)
+
+    def door(self, worker: Worker, bind: Bind, factory: Callable[[], HttpConnection]) -> Door | None:
+        """What connections of this address come in by, when they begin with TLS or a PROXY header."""
+        expected = self.proxies if self.config.proxy_protocol else None
+        if self.tls is None and expected is None:
+            return None
+        return Door(worker, factory, tls=self.tls, trusted=expected, timeout=self.header_timeout)
+
+    def trusts(self, client: tuple[str, int] | None) -> bool:
+        """Whether fields of proxies are believed on a connection from this address."""
+        return self._believes and (None if client is None else client[0]) in self.proxies
 
     async def on_drain(self, worker: Worker, deadline: float | None) -> None:
         """Let what is running finish: first by itself, then with a disconnect for streams, then by cancellation, always before ``deadline``."""
@@ -156,6 +173,8 @@ class Http:
     def _tick(self) -> None:
         self._ticking = self.loop.call_later(self._interval, self._tick)  # first, so that nothing below can stop the clock
         self._refresh_default_headers()
+        if self.tls is not None:
+            self.tls.look()
         self._look_at_deadlines(self.loop.time())
 
     def _look_at_deadlines(self, now: float) -> None:
@@ -280,7 +299,7 @@ class Http:
         offered = b",".join(value for name, value in self.heads.headers if name == b"sec-websocket-protocol").decode("latin-1")
         scope["type"] = "websocket"
         scope["asgi"] = {"version": "3.0", "spec_version": "2.4"}
-        scope["scheme"] = "wss" if connection.scheme == "https" else "ws"
+        scope["scheme"] = scope["scheme"].replace("http", "ws")
         scope["subprotocols"] = [protocol for part in offered.split(",") if (protocol := part.strip())]
         scope["extensions"] = {"websocket.http.response": {}}
         return scope

@@ -100,6 +100,10 @@ class Section:
                 break
         return found
 
+    def checked(self, name: str, raw: Any) -> Any:
+        """``raw`` as a value of the option ``name``, for those that a program gives. Raises ConfigError."""
+        return _value(self.options[name], [raw] if kind(self.options[name]) is tuple and isinstance(raw, str) else raw, name)
+
     def env_names(self, wanted: Field[Any]) -> tuple[str, ...]:
         """Its environment variables, the strongest first."""
         first, *others = (f"{prefix}{wanted.name.upper()}" for prefix in self.prefixes)

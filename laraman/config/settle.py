@@ -21,7 +21,7 @@ def settle(values: dict[str, Any], places: dict[str, Origin]) -> None:
     for one, other in _ADDRESSES:
         if values.get(one) not in (None, "", ()) and values.get(other) not in (None, ""):
             _drop_the_weaker(one, other, values, places)
-    if not values.get("ssl_certfile"):
+    if not values.get("ssl_certfile") and not values.get("ssl_context_factory"):
         for name in _NEEDS_CERTIFICATE:
             if values.get(name):
                 raise ConfigError(f"{places[name].name} needs a certificate as well: --ssl-certfile")
