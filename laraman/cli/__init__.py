@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from laraman.cli.parsing import VERBS, start_parser
-from laraman.config import VERSION
+from laraman.config import OPTIONS, VERSION, env_names
 from laraman.config.options import did_you_mean
 from laraman.errors import ConfigError, LaramanError
 
@@ -38,15 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     first = arguments[0] if arguments else ""
-    if first in ("", "help", "-h", "--help"):
-        print(start_parser().format_help(), end="", file=sys.stdout if first else sys.stderr)
-        return 0 if first else 2
-    if first == "--version":
-        print(f"Running laraman {VERSION} with {sys.implementation.name} {sys.version.split()[0]} on {sys.platform}")
+    if "--version" in arguments:
+        import platform
+
+        print(f"Running laraman {VERSION} with {platform.python_implementation()} {platform.python_version()} on {platform.system()}")
         return 0
+    if first == "help" or (first not in VERBS and {"-h", "--help"} & {*arguments}):
+        print(start_parser().format_help(), end="")
+        return 0
+    if not first and not any(os.environ.get(name) for name in env_names(OPTIONS["app"])):
+        print(start_parser().format_help(), end="", file=sys.stderr)
+        return 2
     if first in VERBS:
         return _verb(first)(arguments[1:])
-    if first.startswith("-") or ":" in first or "." in first:
+    if not first or first.startswith("-") or ":" in first or "." in first:
         return _verb("start")(arguments)
     raise ConfigError(f"{first!r} is neither a verb ({', '.join(VERBS)}) nor an application (package.module:app){did_you_mean(first, VERBS)}")
 

@@ -20,6 +20,7 @@ PYPROJECT = Path("pyproject.toml")
 #: What the verbs do, and the module of this package in which each is a function of its name.
 VERBS: dict[str, tuple[str, str]] = {
     "start": ("start the server", "serving"),
+    "config": ("show every option, its value and where that comes from", "showing"),
     "gateway": ("run a websocket gateway alone", "serving"),
     "stop": ("stop it; with -g without a deadline", "control"),
     "restart": ("start it anew without closing its sockets", "control"),
@@ -31,11 +32,11 @@ VERBS: dict[str, tuple[str, str]] = {
 
 #: The server's options that a gateway alone has as well.
 GATEWAY_SERVER_OPTIONS = (
-    *("daemon", "name", "state_dir", "loop", "log_level", "log_file", "use_colors"),
+    *("env_file", "daemon", "name", "state_dir", "loop", "log_level", "log_file", "use_colors"),
     *("timeout_graceful_shutdown", "timeout_worker_healthcheck", "timeout_worker_boot"),
 )
 #: The server's options that `laraman check` has as well.
-CHECK_OPTIONS = ("app", "factory", "app_dir", "listeners", "lifespan")
+CHECK_OPTIONS = ("app", "factory", "app_dir", "env_file", "listeners", "lifespan")
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,7 +75,7 @@ def start_parser() -> argparse.ArgumentParser:
     verbs = "\n".join(f"  {name:<13}{help}" for name, (help, _) in VERBS.items())
     parser = Parser(
         prog="laraman",
-        usage="laraman [start] [APP] [options]\n       laraman gateway | check | stop | restart | reload | status | connections [options]",
+        usage="laraman [start] [APP] [options]\n       laraman VERB [options]",
         description=f"The resident application server for Python.\n\nverbs:\n{verbs}",
         epilog="Each option can also be set by the environment variable LARAMAN_<NAME>, and by <name> in [tool.laraman] of pyproject.toml.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
@@ -87,6 +88,13 @@ def start_parser() -> argparse.ArgumentParser:
         assert group is not None
         if option.metadata["flags"] is not None:
             add_option(group, option)
+    return parser
+
+
+def config_parser() -> argparse.ArgumentParser:
+    parser = start_parser()
+    parser.usage, parser.description = "laraman config [APP] [options]", VERBS["config"][0].capitalize() + "."
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
     return parser
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from laraman.cli.parsing import GATEWAY_SERVER_OPTIONS, PYPROJECT, VERBS, gateway_parser, parse, start_parser
-from laraman.config import Config
+from laraman.config import Config, envfile
 from laraman.config.gateway import GATEWAY
+from laraman.config.settle import remarks
 from laraman.errors import ConfigError, LaramanError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from laraman.process.worker import Worker
+
+logger = logging.getLogger("uvicorn.error")
 
 #: What connects the application with the gateways, where there are any.
 _GATEWAY_LISTENERS = ("laraman.gateway.listeners",)
@@ -27,16 +31,18 @@ def start(arguments: list[str]) -> int:
     """Serve until stopped; with ``--daemon`` until it is ready."""
     from laraman.asgi import http_workers
 
+    environ = dict(os.environ)  # what a restart has, before the environment file is read again
     config = configured(arguments)
-    return run(config, http_workers(config), lambda: configured(arguments))
+    return run(config, http_workers(config), lambda: configured(arguments, environ))
 
 
 def gateway(arguments: list[str]) -> int:
     """Run a websocket gateway and nothing else, until stopped."""
     from laraman.gateway import gateway_worker
 
-    config = _gateway_configured(arguments)
-    return run(config, [gateway_worker(config)], lambda: _gateway_configured(arguments))
+    environ = dict(os.environ)
+    config = _gateway_configured(arguments, environ)
+    return run(config, [gateway_worker(config)], lambda: _gateway_configured(arguments, environ))
 
 
 def run(config: Config, workers: list[Worker], revalidate: Callable[[], object]) -> int:
@@ -49,12 +55,14 @@ def run(config: Config, workers: list[Worker], revalidate: Callable[[], object])
     def prepare() -> None:
         _import_listeners(config)
 
+    added = envfile.apply(config.env_file)
     notify = daemonize(config.timeout_worker_boot + DAEMON_MARGIN) if config.daemon else None
     try:
         log.configure(config)
+        _tell(config)
         if not handover.pending():  # a restarted master does it when the workers are in its hands, so that an error leaves them running
             prepare()
-        master = Master(config, workers, notify=notify, revalidate=revalidate, prepare=prepare)
+        master = Master(config, workers, notify=notify, revalidate=revalidate, prepare=prepare, added=added)
     except LaramanError as exc:
         if notify is None:
             raise
@@ -66,9 +74,17 @@ def run(config: Config, workers: list[Worker], revalidate: Callable[[], object])
     return code
 
 
-def configured(arguments: list[str]) -> Config:
+def _tell(config: Config) -> None:
+    """What there is to say about the configuration, in uvicorn's words."""
+    if config.env_file:
+        logger.info("Loading environment from '%s'", config.env_file)
+    for remark in remarks(config):
+        logger.warning("%s", remark)
+
+
+def configured(arguments: list[str], environ: Mapping[str, str] = os.environ) -> Config:
     """The whole configuration, with an application. Raises ConfigError."""
-    config = with_app(Config.load(vars(parse(start_parser(), arguments)), os.environ, PYPROJECT))
+    config = with_app(Config.load(vars(parse(start_parser(), arguments)), environ, PYPROJECT))
     return replace(config, listeners=(*config.listeners, *(_GATEWAY_LISTENERS if config.gateway.enabled else ())))
 
 
@@ -87,11 +103,11 @@ def with_app(config: Config) -> Config:
     return replace(config, app=app)
 
 
-def _gateway_configured(arguments: list[str]) -> Config:
+def _gateway_configured(arguments: list[str], environ: Mapping[str, str]) -> Config:
     """The configuration of a gateway alone. Raises ConfigError."""
     parsed = vars(parse(gateway_parser(), arguments))
     own = {name: parsed.pop(name) for name in GATEWAY.options if name in parsed}
-    config = Config.load(parsed, os.environ, PYPROJECT, only=(*GATEWAY_SERVER_OPTIONS, "gateway"), gateway=own)
+    config = Config.load(parsed, environ, PYPROJECT, only=(*GATEWAY_SERVER_OPTIONS, "gateway"), gateway=own)
     port = int(config.gateway.listen.rpartition(":")[2])  # which is its name, unless it has another
     return replace(config, port=port, gateway=replace(config.gateway, embedded=True))
 

@@ -61,7 +61,7 @@ def print_connections(answer: Envelope) -> None:
         print(f"laraman: {left_out} more are not shown", file=sys.stderr)
 
 
-_WORDS = {"WORKER", "STATE", "LAST EXIT", "DIR", "PROTOCOL", "LOCAL", "PEER", "NAME"}
+_WORDS = {"WORKER", "STATE", "LAST EXIT", "DIR", "PROTOCOL", "LOCAL", "PEER", "NAME", "OPTION", "VALUE", "SOURCE"}
 
 
 def print_table(columns: Mapping[str, Callable[[dict[str, Any]], object]], rows: Iterable[dict[str, Any]]) -> None:

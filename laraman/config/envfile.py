@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,13 @@ def read(path: str, environ: Mapping[str, str]) -> dict[str, str]:
             raise ConfigError(f"{path}: line {binding.original.line + blank_lines} is neither NAME=value nor a comment")
     found = DotEnv(None, stream=StringIO(text), override=False).dict()
     return {name: value for name, value in found.items() if value is not None and name not in environ}
+
+
+def apply(path: str) -> dict[str, str]:
+    """Add what the file has to the environment of this process, and return it; nothing when ``path`` is empty. Raises ConfigError."""
+    added = read(path, os.environ) if path else {}
+    os.environ.update(added)
+    return added
 
 
 def _text(path: str) -> str:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _VARIABLE = "_LARAMAN_HANDOVER"
 
@@ -49,8 +49,10 @@ def take() -> Table | None:
     return table
 
 
-def execute(table: Table, descriptors: Iterable[int], argv: Sequence[str], signals: Iterable[signal.Signals]) -> NoReturn:
-    """Replace this process by ``argv``, which finds ``table`` and the open ``descriptors``.
+def execute(
+    table: Table, descriptors: Iterable[int], argv: Sequence[str], environ: Mapping[str, str], signals: Iterable[signal.Signals]
+) -> NoReturn:
+    """Replace this process by ``argv`` with ``environ``, which finds ``table`` and the open ``descriptors``.
 
     ``signals`` stay blocked until the new image handles them; before that their default would kill it. Raises OSError when it cannot
     be executed; then nothing has changed.
@@ -62,7 +64,7 @@ def execute(table: Table, descriptors: Iterable[int], argv: Sequence[str], signa
     try:
         for descriptor in (*kept, file):
             os.set_inheritable(descriptor, True)
-        os.execve(argv[0], [*argv], {**os.environ, _VARIABLE: f"{os.getpid()}:{file}"})
+        os.execve(argv[0], [*argv], {**environ, _VARIABLE: f"{os.getpid()}:{file}"})
     except OSError:
         for descriptor in kept:
             with suppress(OSError):

@@ -73,7 +73,8 @@ class Master:
 
     ``revalidate()`` raises ConfigError when the configuration does not load any more; a restart is refused then. ``prepare()`` does what
     has to be done before ServerStarting can be told; a restarted master calls it when it has taken the running workers over, so that its
-    ConfigError or BootError leaves them running.
+    ConfigError or BootError leaves them running. A restart does without the environment variables ``added``: those of the environment file,
+    which is read again.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Master:
         notify: daemon.Notify | None = None,
         revalidate: Callable[[], object] = lambda: None,
         prepare: Callable[[], object] = lambda: None,
+        added: Iterable[str] = (),
     ) -> None:
         self.config = config
         self.name = ""
@@ -102,6 +104,7 @@ class Master:
         self.inherited: dict[str, int] = {}
         self._prepare = prepare
         self.argv = [*(argv or [sys.executable, *sys.orig_argv[1:]])]
+        self.added = frozenset(added)
         self.directory = Path.cwd()
         self.notify = notify
         self._first_boot = True
@@ -309,7 +312,7 @@ class Master:
             wanted.rolling = False
             wanted.stop_timeout = None if graceful else self._stop_timeout(name)
 
-    def _stop_timeout(self, name: str) -> float:
+    def _stop_timeout(self, name: str) -> float | None:
         worker = self.workers.get(name)
         return self.config.timeout_graceful_shutdown if worker is None or worker.stop_timeout is None else worker.stop_timeout
 

@@ -45,7 +45,8 @@ def execute(master: Master) -> None:
     logger.info("Restarting parent process [%d]", os.getpid())
     try:
         os.chdir(master.directory)
-        handover.execute(table, [descriptor for descriptor in kept if descriptor >= 0], master.argv, HANDLED)
+        environ = {name: value for name, value in os.environ.items() if name not in master.added}
+        handover.execute(table, [descriptor for descriptor in kept if descriptor >= 0], master.argv, environ, HANDLED)
     except OSError as exc:
         master.last_roll_error = f"cannot execute {master.argv[0]}: {exc.strerror}"
         logger.error("Restart failed: %s", master.last_roll_error)
