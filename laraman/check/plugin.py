@@ -22,11 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def no_pollution() -> None:
+def no_pollution(request: pytest.FixtureRequest) -> None:
     """Whatever the test leaves behind is an error: in the state of the modules under test, and in what the process has once for all.
 
     It is looked at when the fixtures of the test are gone, so what they put back (``monkeypatch``) is nothing left behind.
     """
+    if "no_pollution" not in getattr(request.node, "fixturenames", ()):  # nobody has looked before the test
+        pytest.fail("no_pollution is asked for too late: it has to be an argument of the test or of a fixture, or in usefixtures", pytrace=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:

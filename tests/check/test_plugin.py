@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHOP = """
+import logging
+LOG = logging.getLogger("shop")  # one that is made by a test may have a level
 import functools, threading
 CART = []
 USER = None
@@ -118,6 +120,12 @@ def test_seed(no_pollution):
 def test_what_fixtures_put_back_is_nothing_left_behind(project: pytest.Pytester) -> None:
     result = run(project, CLEAN)
     result.assert_outcomes(passed=10, failed=1)
+
+
+def test_the_fixture_says_when_it_is_asked_for_too_late(project: pytest.Pytester) -> None:
+    result = run(project, "def test_dirty(request):\n    request.getfixturevalue('no_pollution')\n    shop.CART.append(1)\n")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["no_pollution is asked for too late: *"])
 
 
 def test_the_option_reports_every_test_and_fails_none(project: pytest.Pytester) -> None:
