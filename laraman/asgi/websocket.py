@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from laraman.asgi.handshake import Denial, accept_head
 from laraman.errors import LocalProtocolError, RemoteProtocolError
-from laraman.net.connection import Connection
+from laraman.net.connection import Connection, name_text
 from laraman.protocols.upgrade import check_request, response_head
 from laraman.protocols.websocket import Close, WebSocket, negotiate_deflate
 from laraman.sandbox.operation import REQUEST, Operation
@@ -294,7 +294,10 @@ class WebSocketConnection(Connection):
         else:
             self._answer(kind, message)
         if self.writing_paused:
-            await self.drained()
+            if self.service.serial:
+                await self.service.sandbox.out_of_turn(self.drained, self.operation)  # a client that does not read keeps nobody waiting
+            else:
+                await self.drained()
 
     def _answer(self, kind: str, message: Message) -> None:
         if self.state is DENYING:
@@ -455,7 +458,7 @@ class WebSocketConnection(Connection):
             self._deadline = min(self._deadline, self.service.now + LINGER)
 
     def row(self) -> dict[str, Any]:
-        return {**super().row(), "protocol": "websocket"}
+        return {**super().row(), "protocol": "websocket", "client": name_text(self.scope["client"])}
 
     def disconnect(self) -> None:
         """The stop takes long: the application was told by ``shutdown`` already."""

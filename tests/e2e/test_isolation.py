@@ -76,7 +76,13 @@ async def two(websocket):   # stops waiting for a message when there is somethin
     left.cancel()
     await websocket.close()
 
+async def flood(websocket):
+    await websocket.accept()
+    while True:
+        await websocket.send_bytes(b"x" * 100_000)
+
 app = Starlette(routes=[
+    WebSocketRoute("/flood", flood),
     WebSocketRoute("/two", two),
     Route("/concurrent", concurrent, methods=["POST"]),
     Route("/threaded", threaded, methods=["POST"]),
@@ -174,3 +180,17 @@ def test_under_serial_a_session_may_leave_its_waiting_task_behind(server: Callab
 
     asyncio.run(main())
     assert "Exception" not in running.output
+
+
+def test_under_serial_a_websocket_client_that_does_not_read_keeps_nobody_waiting(server: Callable[..., Server]) -> None:
+    from websockets.asyncio.client import connect
+
+    running = server("app:app", "--isolation", "serial", files=FILES)
+
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE), connect(f"ws://127.0.0.1:{running.port}/flood", max_queue=1, compression=None) as session:
+            await session.recv()
+            assert [found["user"] for found in await on_many(running.port, "/serial", ["alice", "bob"], b"")] == ["alice", "bob"]
+            session.transport.abort()
+
+    asyncio.run(main())
