@@ -54,10 +54,10 @@ class TrustedHosts:
         except ValueError:
             self.literals.add(name)
 
-    def __contains__(self, host: str | None) -> bool:
+    def __contains__(self, host: object) -> bool:
         if self.everybody:
             return True
-        if not host:
+        if not isinstance(host, str) or not host:
             return False
         # A longer one is no address; remembering it would let a client fill the memory.
         return self._is_trusted(host) if len(host) <= _LONGEST else host in self.literals

@@ -92,6 +92,9 @@ class ProxyHeader:
     def _binary(self, whole: bytes) -> int:
         if len(whole) < _FIXED:
             return len(whole)
+        command: int
+        family: int
+        length: int
         command, family, length = struct.unpack_from("!BBH", whole, len(SIGNATURE))
         end = _FIXED + length
         if command not in (_LOCAL, _PROXY):
