@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 from laraman.asgi.exchange import MAX_DISCARD, READ_AHEAD, Exchange
 from laraman.asgi.websocket import WebSocketConnection
 from laraman.errors import RemoteProtocolError
-from laraman.net.connection import Connection
+from laraman.net.connection import Connection, name_text
 from laraman.protocols.http1 import HEAD_END, LOOSE_END, ChunkedBody, status_line
 
 if TYPE_CHECKING:
     from laraman.asgi.service import Http
+    from laraman.protocols.proxy import ProxyHeader
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -62,6 +63,8 @@ class HttpConnection(Connection):
         "_left",
         "_received",
         "_stalled_at",
+        "announced",
+        "believed",
         "client",
         "deadline",
         "exchange",
@@ -69,10 +72,13 @@ class HttpConnection(Connection):
         "scheme",
         "server",
         "service",
+        "tls",
     )
 
     def __init__(self, service: Http) -> None:
         super().__init__(None, None, service.worker)
+        #: The header of a proxy that came before the connection's own bytes.
+        self.announced: ProxyHeader | None = None
         self.service = service
         self.loop = service.loop
         self.state: State = IDLE
@@ -89,9 +95,15 @@ class HttpConnection(Connection):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.scheme = "http" if transport.get_extra_info("sslcontext") is None else "https"
-        self.client = _address(self.peer)
-        self.server = _address(self.local) or self.service.server_address
+        service = self.service
+        secured = transport.get_extra_info("ssl_object")
+        self.scheme = "http" if secured is None else "https"
+        self.tls = None if secured is None or service.tls is None else service.tls.describe(secured)
+        announced = self.announced
+        self.client = _address(self.peer if announced is None or announced.source is None else announced.source)
+        #: Whether what it says of a request's client is believed: it is a trusted proxy's.
+        self.believed = service.trusts(self.client)
+        self.server = _address(self.local) or ((self.local, None) if self.local else None)
         self.deadline = self.service.now + self.service.header_timeout
         if self.service.draining:  # accepted in the last moment
             self.shutdown()
@@ -114,7 +126,7 @@ class HttpConnection(Connection):
             self._closing = self._ended = True
             self.deadline = inf
             self.exchange.disconnect()
-            return True
+            return self.tls is None  # TLS has no half of a connection: its transport closes
         return False
 
     def data_received(self, data: bytes) -> None:
@@ -451,7 +463,9 @@ class HttpConnection(Connection):
         return self._closing
 
     def row(self) -> dict[str, Any]:
-        return {**super().row(), "protocol": "http"}
+        exchange = self.exchange
+        client = self.client if exchange is None else exchange.scope["client"]
+        return {**super().row(), "protocol": self.scheme, "client": name_text(client)}
 
     def cancel(self) -> None:
         """The deadline of the stop has come."""

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from laraman import events, log
 from laraman.asgi import forwarded
 from laraman.asgi.app import load_app
+from laraman.asgi.exchange import Exchange
 from laraman.asgi.extensions import OFFERED, PATH_SEND, ZERO_COPY_SEND
 from laraman.asgi.http import HttpConnection
 from laraman.asgi.lifespan import Lifespan
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from laraman.asgi.app import ASGIApp, Message, Receive, Scope, Send
-    from laraman.asgi.exchange import Exchange
     from laraman.asgi.websocket import WebSocketConnection
     from laraman.config import Config
     from laraman.net.bind import Bind
@@ -132,7 +132,7 @@ class Http:
             connection.shutdown()
         if self.config.reload:  # whoever develops does not wait for streams, and their clients find the successor
             for exchange in self.running:
-                if exchange.started:
+                if isinstance(exchange, Exchange) and exchange.started:
                     exchange.disconnect()
         while worker.connections or self.running:
             now = self.loop.time()
@@ -273,7 +273,7 @@ class Http:
         if root_path:
             path = root_path + path
             raw_path = self._root_path_bytes + raw_path
-        scope = {
+        scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": heads.version,
@@ -290,6 +290,10 @@ class Http:
         }
         if self.extensions:
             scope["extensions"] = self.extensions.copy()
+        if heads.forwarded and connection.believed:
+            self._read_forwarded(scope)
+        if connection.tls is not None:
+            scope.setdefault("extensions", {})["tls"] = connection.tls.copy()
         return scope
 
     def websocket_scope(self, connection: HttpConnection) -> Scope:
@@ -302,6 +306,8 @@ class Http:
         scope["scheme"] = scope["scheme"].replace("http", "ws")
         scope["subprotocols"] = [protocol for part in offered.split(",") if (protocol := part.strip())]
         scope["extensions"] = {"websocket.http.response": {}}
+        if connection.tls is not None:
+            scope["extensions"]["tls"] = connection.tls.copy()
         return scope
 
     # Answers and lines -----------------------------------------------------------------------------------------------------------

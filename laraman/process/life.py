@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from laraman.net.bind import Bind
+    from laraman.net.door import Door
     from laraman.process.worker import Worker
 
 logger = logging.getLogger("uvicorn.error")
@@ -59,7 +60,7 @@ class Life:
     """
 
     def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
-        self.servers: list[asyncio.Server] = []
+        self.servers: list[asyncio.Server | Door] = []
         #: Set when it is to stop.
         self.asked = asyncio.Event()
         self._worker = worker
@@ -147,7 +148,7 @@ class Life:
 
     # Accepting -------------------------------------------------------------------------------------------------------------------
 
-    def _factory(self, bind: Bind) -> Callable[[], asyncio.Protocol]:
+    def _factory(self, bind: Bind) -> Callable[[], Any]:
         worker, handler = self._worker, self._handler
         make = getattr(handler, "connection", None)
         if make is not None:
@@ -155,11 +156,18 @@ class Life:
         protocol = protocol_named(bind.address.scheme)
         return lambda: Connection(protocol(), handler, worker, write_timeout=worker.config.timeout_write)
 
-    async def _listen(self, bind: Bind) -> asyncio.Server:
+    def _door(self, bind: Bind) -> Door | None:
+        make = getattr(self._handler, "door", None)
+        return None if make is None else make(self._worker, bind, self._factory(bind))
+
+    async def _listen(self, bind: Bind) -> asyncio.Server | Door:
         assert bind.socket is not None
         # A copy, because the server closes it and the backlog is served after that.
         sock = bind.socket.dup()
         sock.setblocking(False)
+        if (door := self._door(bind)) is not None:
+            door.open(sock)
+            return door
         if sock.family == socket.AF_UNIX and not isinstance(self._loop, asyncio.BaseEventLoop):
             options: Any = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
             return await self._loop.create_unix_server(self._factory(bind), sock=sock, backlog=bind.backlog, **options)
@@ -178,7 +186,11 @@ class Life:
         for bind in self._worker.binds if self.servers else ():
             accepted = _accept_backlog(bind) if self._worker.stop_reason == "stop" else []
             bind.close()
+            door = self._door(bind) if accepted else None
             for sock in accepted:
+                if door is not None:
+                    door.take(sock)
+                    continue
                 try:
                     await self._loop.connect_accepted_socket(self._factory(bind), sock)
                 except OSError:  # its client has given up

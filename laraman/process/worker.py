@@ -46,6 +46,7 @@ class Worker:
         on_load(worker)               imports happen here
         on_start(worker)              before anything is accepted; what it raises refuses the start
         connection(worker, bind)      the asyncio.Protocol for a connection that ``bind`` accepted; without it, a Connection of the address's protocol
+        door(worker, bind, factory)   the ``laraman.net.door.Door`` by which ``bind``'s connections come in, or None where nothing comes before them
         on_connect(connection)  on_message(connection, message)  on_close(connection)     for such Connections
         on_drain(worker, deadline)    accepting has stopped: finish inbound work before the loop's time ``deadline`` (None: no limit)
         on_stop(worker)               last, when the tasks and links are over; not called when ``on_start`` did not succeed
