@@ -12,6 +12,7 @@ from laraman.asgi.service import Http
 from laraman.config import Config
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -24,13 +25,14 @@ DEADLINE = 10.0
 class Server:
     """The service, its worker's counters, and the port it listens on."""
 
-    def __init__(self, service: Http, port: int) -> None:
+    def __init__(self, service: Http, port: int, tls: ssl.SSLContext | None) -> None:
         self.service = service
         self.worker: Any = service.worker
         self.port = port
+        self._tls = tls
 
     async def connect(self) -> Client:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self._tls)
         return Client(reader, writer)
 
     async def ask(self, request: bytes) -> bytes:
@@ -79,8 +81,8 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def serve(app: Any, **options: Any) -> AsyncIterator[Server]:
-    """Serve ``app`` with the configuration's defaults but ``options``."""
+async def serve(app: Any, tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None, **options: Any) -> AsyncIterator[Server]:
+    """Serve ``app`` with the configuration's defaults but ``options``; with ``tls``, contexts of the server and of clients, under TLS."""
     options.setdefault("access_log", False)
     options.setdefault("lifespan", "off")
     worker = types.SimpleNamespace(
@@ -100,9 +102,9 @@ async def serve(app: Any, **options: Any) -> AsyncIterator[Server]:
     service.app = app
     loop = asyncio.get_running_loop()
     await service.on_start(worker)  # type: ignore[arg-type]
-    listener = await loop.create_server(lambda: service.connection(worker, None), "127.0.0.1", 0)  # type: ignore[arg-type]
+    listener = await loop.create_server(lambda: service.connection(worker, None), "127.0.0.1", 0, ssl=tls and tls[0])  # type: ignore[arg-type]
     try:
-        yield Server(service, listener.sockets[0].getsockname()[1])
+        yield Server(service, listener.sockets[0].getsockname()[1], tls and tls[1])
     finally:
         listener.close()
         await service.on_drain(worker, loop.time() + 0.5)  # type: ignore[arg-type]
