@@ -41,7 +41,7 @@ def wait_until(condition: Callable[[], T], timeout: float = DEADLINE, what: str 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without what would configure a server by accident."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LARAMAN_", "UVICORN_", "WEB_CONCURRENCY"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LARAMAN_", "UVICORN_", "WEB_CONCURRENCY", "FORWARDED_"))}
     return {**kept, "PYTHONUNBUFFERED": "1", **extra}
 
 

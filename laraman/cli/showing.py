@@ -33,12 +33,15 @@ def config(arguments: list[str]) -> int:
     as_json = parsed.pop("json")
     places: dict[str, Origin] = {}
     loaded = _with_app(Config.load(parsed, os.environ, PYPROJECT, places=places), places)
+    told = remarks(loaded)
+    if loaded.reload and loaded.workers > 1:
+        loaded, places["workers"] = replace(loaded, workers=1), places["reload"]
     rows = list(_rows(loaded, places))
     if as_json:
         print(json.dumps({row["name"]: {"value": row["value"], "source": row["source"]} for row in rows}))
     else:
         print_table({"OPTION": lambda row: row["name"], "VALUE": lambda row: _text(row["value"]), "SOURCE": lambda row: row["source"]}, rows)
-    for remark in remarks(loaded):
+    for remark in told:
         print(f"laraman: {remark}", file=sys.stderr)
     return 0
 

@@ -27,8 +27,9 @@ def read(path: str, environ: Mapping[str, str]) -> dict[str, str]:
     text = _text(path)
     for binding in parse_stream(StringIO(text)):
         if binding.error:
-            blank_lines = len(binding.original.string) - len(binding.original.string.lstrip("\r\n"))
-            raise ConfigError(f"{path}: line {binding.original.line + blank_lines} is neither NAME=value nor a comment")
+            statement = binding.original.string  # with the blank lines before it
+            line = binding.original.line + statement[: len(statement) - len(statement.lstrip())].count("\n")
+            raise ConfigError(f"{path}: line {line} is neither NAME=value nor a comment")
     found = DotEnv(None, stream=StringIO(text), override=False).dict()
     return {name: value for name, value in found.items() if value is not None and name not in environ}
 
@@ -42,7 +43,7 @@ def apply(path: str) -> dict[str, str]:
 
 def _text(path: str) -> str:
     try:
-        return Path(path).read_bytes().decode()
+        return Path(path).read_text(encoding="utf-8")
     except OSError as exc:
         raise ConfigError(f"the environment file {path} cannot be read: {exc.strerror or exc}") from None
     except UnicodeDecodeError as exc:
