@@ -121,9 +121,14 @@ class Config:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
     uds: str = option("", "Listen on this unix socket instead.", metavar="PATH")
-    uds_mode: str = option("0666", "Permissions of the unix socket, in octal.", parse=_mode)
+    uds_mode: str = option("", "Permissions of the unix socket, in octal; when empty 0666, or those of the file that it replaces.", parse=_mode)
     fd: int | None = option(None, "Listen on this inherited file descriptor instead.", low=0)
-    bind: tuple[str, ...] = option((), "Listen on this address instead: host:port, unix:PATH or fd:NUMBER; repeatable.", metavar="ADDRESS")
+    bind: tuple[str, ...] = option(
+        (),
+        "Listen on this address instead: HOST:PORT, unix:PATH, fd:NUMBER, or systemd[:NAME] for sockets that it has opened; repeatable. "
+        "With http:// in front one speaks no TLS where others do.",
+        metavar="ADDRESS",
+    )
     backlog: int = option(2048, "Connections the kernel may queue before they are accepted.", low=0, high=2**31 - 1)
 
     ssl_keyfile: str = option("", "Private key of the certificate, in PEM.", metavar="PATH")

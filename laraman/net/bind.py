@@ -28,21 +28,29 @@ class Bind:
     """One listening socket.
 
     ``key`` is the address as it was asked for, ``address`` the one in use: after ``open`` it has the port that the kernel picked for
-    port 0. The socket is non-blocking and is closed on exec.
+    port 0, and tells where a descriptor ``fd`` that was given to us listens. The socket is non-blocking and is closed on exec.
+    ``mode`` are the permissions of a unix socket, in octal; when it is empty 0666, or those of the socket that it replaces.
     """
 
-    __slots__ = ("_unlink", "address", "backlog", "key", "socket")
+    __slots__ = ("_unlink", "address", "backlog", "fd", "key", "mode", "socket")
 
     def __init__(self, address: str | Address, backlog: int = 2048) -> None:
         """Raises ConfigError when the address cannot be parsed."""
         self.address = address if isinstance(address, Address) else parse_address(address)
         self.key = str(self.address)
+        self.fd = self.address.fd
         self.backlog = backlog
+        self.mode = ""
         self.socket: socket.socket | None = None
         self._unlink: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         return f"<Bind {self.address}{'' if self.socket else ' closed'}>"
+
+    @property
+    def where(self) -> str:
+        """The address in use as people are told of it."""
+        return f"unix socket {self.address.path}" if self.address.path else str(self.address)
 
     def open(self, inherited: int | None = None) -> None:
         """Listen; on the ``inherited`` descriptor when there is one, which then belongs to this Bind. Raises BootError with one clear line."""
@@ -56,11 +64,11 @@ class Bind:
 
     def _open(self, inherited: int | None) -> socket.socket:
         address = self.address
-        descriptor = address.fd if inherited is None else inherited
+        descriptor = self.fd if inherited is None else inherited
         if descriptor is not None:
             made = _checked(socket.socket(fileno=descriptor))
         elif address.path:
-            made = _unix(address.path)
+            made = _unix(address.path, self.mode)
         else:
             made = _tcp(address.host, address.port)
         try:
@@ -70,9 +78,11 @@ class Bind:
         except OSError:
             made.close()
             raise
-        if address.path:
+        if self.fd is not None:
+            self.address = _told(made, self.address)
+        elif address.path:
             self._unlink = _identity(address.path)
-        elif address.fd is None:
+        else:
             self.address = replace(address, port=made.getsockname()[1])
         return made
 
@@ -83,7 +93,7 @@ class Bind:
         this, that client's first packet is not heard, and its second, a second later, is refused, or finds the next server.
         A descriptor that was given to us is left alone: its owner goes on listening.
         """
-        if self.socket is None or self.address.fd is not None or self.address.path or sys.platform != "linux":
+        if self.socket is None or self.fd is not None or self.address.path or sys.platform != "linux":
             return
         program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _DROP_SYN))
         with suppress(OSError):  # a sandbox that has no filters
@@ -110,6 +120,14 @@ def _checked(made: socket.socket) -> socket.socket:
     return made
 
 
+def _told(given: socket.socket, address: Address) -> Address:
+    """Where a given socket listens, by what it is; a unix socket without a path has but its descriptor."""
+    name = given.getsockname()
+    if given.family in (socket.AF_INET, socket.AF_INET6):
+        return replace(address, host=name[0], port=name[1], fd=None)
+    return replace(address, path=name, fd=None) if isinstance(name, str) and name else address
+
+
 def _tcp(host: str, port: int) -> socket.socket:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     # A name with both families ("localhost") gets the first IPv4 address, which is what uvicorn's workers listen on.
@@ -125,14 +143,21 @@ def _bind_tcp(made: socket.socket, family: int, address: tuple[object, ...]) -> 
     made.bind(address)
 
 
-def _unix(path: str) -> socket.socket:
+def _unix(path: str, wanted: str) -> socket.socket:
+    mode = int(wanted or "666", 8)  # as uvicorn: a reverse proxy runs as another user; the directory's rights are what protects it
     if _identity(path) is not None:
         if _answers(path):
             raise OSError("another process listens there")
+        if not wanted:
+            mode = stat.S_IMODE(os.lstat(path).st_mode)
         os.unlink(path)  # left behind by a process that is gone
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    _bound(made, lambda: made.bind(path))
-    os.chmod(path, 0o666)  # as uvicorn: a reverse proxy runs as another user; the directory's rights are what protects it
+    before = os.umask(0o777 & ~mode)  # so that at no time more is allowed
+    try:
+        _bound(made, lambda: made.bind(path))
+    finally:
+        os.umask(before)
+    os.chmod(path, mode)
     return made
 
 

@@ -74,9 +74,9 @@ def instance_name(name: str, port: int, uds: str = "", fd: int | None = None) ->
     """The directory's name: ``--name``, else the port, else a slug of the unix socket's path."""
     if name:
         return name
-    if uds:
-        return re.sub(r"[^A-Za-z0-9._]+", "-", uds).strip("-.") or "uds"
-    return f"fd{fd}" if fd is not None else str(port)
+    if fd is not None:
+        return f"fd{fd}"
+    return (re.sub(r"[^A-Za-z0-9._]+", "-", uds).strip("-.") or "uds") if uds else str(port)
 
 
 def _roots(state_dir: str) -> list[Path]:
