@@ -5,8 +5,10 @@ This module is what the master imports: a declaration of strings. Everything tha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from laraman.asgi.addresses import http_addresses
+from laraman.net.bind import Bind
 from laraman.process.template import template_of
 from laraman.process.worker import Worker
 
@@ -16,13 +18,13 @@ if TYPE_CHECKING:
 
 def http_workers(config: Config) -> list[Worker]:
     """The declarations of what serves ``config.app``. Raises ConfigError when ``preload`` is not available here."""
-    http = Worker("http", _address(config), count=config.workers, handler="laraman.asgi.service:Http")
+    http = _http(config, count=config.workers)
     return [template_of(http), http] if config.preload else [http]
 
 
-def _address(config: Config) -> str:
-    if config.fd is not None:
-        return f"http+fd://{config.fd}"
-    if config.uds:
-        return f"http+unix://{config.uds}"
-    return f"http://[{config.host}]:{config.port}" if ":" in config.host else f"http://{config.host}:{config.port}"
+def _http(config: Config, **options: Any) -> Worker:
+    worker = Worker("http", handler="laraman.asgi.service:Http", **options)
+    worker.binds = [Bind(address, config.backlog) for address in http_addresses(config)]
+    for bind in worker.binds:
+        bind.mode = config.uds_mode
+    return worker

@@ -111,9 +111,10 @@ class Http:
     def door(self, worker: Worker, bind: Bind, factory: Callable[[], HttpConnection]) -> Door | None:
         """What connections of this address come in by, when they begin with TLS or a PROXY header."""
         expected = self.proxies if self.config.proxy_protocol else None
-        if self.tls is None and expected is None:
+        tls = self.tls if bind.address.scheme == "https" else None
+        if tls is None and expected is None:
             return None
-        return Door(worker, factory, tls=self.tls, trusted=expected, timeout=self.header_timeout)
+        return Door(worker, factory, tls=tls, trusted=expected, timeout=self.header_timeout)
 
     def trusts(self, client: tuple[str, int] | None) -> bool:
         """Whether fields of proxies are believed on a connection from this address."""

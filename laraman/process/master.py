@@ -201,8 +201,8 @@ class Master:
 
     def _open_state(self) -> None:
         config = self.config
-        http = next((bind.address for worker in self.workers.values() if worker.name == "http" for bind in worker.binds), None)
-        self.name = instance_name(config.name, http.port if http else config.port, config.uds, config.fd)
+        http = next((bind for worker in self.workers.values() if worker.name == "http" for bind in worker.binds), None)
+        self.name = instance_name(config.name, http.address.port, http.address.path, http.fd) if http else instance_name(config.name, config.port)
         if self.state is None:
             self.state = open_state(config.state_dir, self.name)
         if self.notify is not None or daemon.output():
