@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from laraman import errors, events
+    from laraman.asgi.server import Server
+    from laraman.asgi.settings import Config
+    from laraman.cli import main
     from laraman.config import VERSION as __version__
-    from laraman.config import Config
     from laraman.errors import (
         BootError,
         Busy,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     )
     from laraman.net.link import Backoff, Link, link
     from laraman.process.worker import Worker
+    from laraman.running import run
 
 __all__ = [
     "Backoff",
@@ -79,6 +82,7 @@ __all__ = [
     "RequestHandled",
     "RequestReceived",
     "RequestTerminated",
+    "Server",
     "ServerStarted",
     "ServerStarting",
     "ServerStopping",
@@ -98,21 +102,27 @@ __all__ = [
     "errors",
     "events",
     "link",
+    "main",
     "on",
+    "run",
 ]
 
-#: Asked in this order for a name. The one that needs asyncio is the last, so only the names that it alone has bring it in.
-_MODULES = ("laraman.events", "laraman.errors", "laraman.config", "laraman.process.worker", "laraman.net.link")
+#: Asked in this order for a name. Those that need asyncio are the last, so only the names that they alone have bring it in.
+_MODULES = (
+    *("laraman.events", "laraman.errors", "laraman.process.worker", "laraman.asgi.settings", "laraman.running", "laraman.cli"),
+    *("laraman.net.link", "laraman.asgi.server"),
+)
 
 
 def __getattr__(name: str) -> Any:
     if name in ("errors", "events"):
         return import_module(f"laraman.{name}")
+    if name == "__version__":
+        return import_module("laraman.config").VERSION
     if name in __all__:
-        wanted = "VERSION" if name == "__version__" else name
         for module in map(import_module, _MODULES):
-            if wanted in vars(module):
-                return globals().setdefault(name, vars(module)[wanted])
+            if name in vars(module):
+                return globals().setdefault(name, vars(module)[name])
     raise AttributeError(f"module 'laraman' has no attribute {name!r}")
 
 

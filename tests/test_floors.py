@@ -35,7 +35,10 @@ FLOORS = {
     "admin": 4,
     "check": 5,
     "cli": 5,
+    "compat": 5,
+    "running": 5,
     "testing": 5,
+    "workers": 5,
     "__main__": 5,
     "": 5,  # laraman/__init__.py: the public names
 }

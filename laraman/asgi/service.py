@@ -66,7 +66,7 @@ class Http:
         """Import the application, unless it is there already. Raises BootError."""
         self.worker = worker
         self.config: Config = worker.config
-        self.app: ASGIApp = app or load_app(self.config)
+        self.app: ASGIApp = load_app(self.config) if app is None else app
 
     async def on_start(self, worker: Worker) -> None:
         """Run the lifespan's startup. Raises BootError, and ConfigError when the files of TLS cannot be used."""

@@ -84,7 +84,11 @@ def _tell(config: Config) -> None:
 
 def configured(arguments: list[str], environ: Mapping[str, str] = os.environ) -> Config:
     """The whole configuration, with an application. Raises ConfigError."""
-    config = with_app(Config.load(vars(parse(start_parser(), arguments)), environ, PYPROJECT))
+    return with_listeners(with_app(Config.load(vars(parse(start_parser(), arguments)), environ, PYPROJECT)))
+
+
+def with_listeners(config: Config) -> Config:
+    """The same with our own listeners, those of the gateways."""
     return replace(config, listeners=(*config.listeners, *(_GATEWAY_LISTENERS if config.gateway.enabled else ())))
 
 

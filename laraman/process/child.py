@@ -19,7 +19,7 @@ from setproctitle import setproctitle
 from laraman import log
 from laraman.errors import BootError, Busy, ConfigError, ConnectionClosed, ConnectionLost, LaramanError
 from laraman.net.connection import Connection
-from laraman.process import recycle
+from laraman.process import recycle, watchers
 from laraman.process.daemon import reopen_output
 from laraman.process.garbage import Garbage
 from laraman.process.life import Life
@@ -134,6 +134,9 @@ class Run(Life):
         self._say({"op": "ready"})
         if self._retiring:
             self._say({"op": "retire", "reason": self._retiring})
+
+    def on_stopping(self) -> None:
+        watchers.tell()
 
     # The channel to the master ---------------------------------------------------------------------------------------------------
 

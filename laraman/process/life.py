@@ -72,6 +72,7 @@ class Life:
         self._starting_told = self._started = False
         self._deadline: float | None = None  # of the stop, in the loop's time
         self._limit: asyncio.Timeout | None = None  # of the phase that runs
+        self._ending: asyncio.Task[None] | None = None
         self._least = 0.0  # seconds that this phase gets in any case
         worker.loop = loop
         worker._life = self
@@ -88,6 +89,9 @@ class Life:
 
     def on_ready(self) -> None:
         """It accepts connections, and everybody has been told."""
+
+    def on_stopping(self) -> None:
+        """It was asked to stop, and nothing has ended yet."""
 
     def on_sigterm(self) -> None:
         """In the signal handler, between any two instructions of the main thread."""
@@ -223,12 +227,15 @@ class Life:
             self._hurry()
 
     async def end(self) -> None:
-        """Stop, as it was asked to. Whoever cancels this does not cancel the end."""
-        await asyncio.shield(self._task(self._end()))
+        """Stop, as it was asked to, once. Whoever cancels this does not cancel the end."""
+        if self._ending is None:
+            self._ending = self._task(self._end())
+        await asyncio.shield(self._ending)
 
     async def _end(self) -> None:
         worker = self._worker
         begun = self._loop.time()
+        self.on_stopping()
         if self._starting_told:
             half = None if self._deadline is None else begun + (self._deadline - begun) / 2
             await self._bounded("WorkerStopping", aemit(WorkerStopping(worker=worker)), half)

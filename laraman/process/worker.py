@@ -165,6 +165,12 @@ def import_listeners(config: Config) -> None:
     _imported.extend(name for name in sys.modules if name not in before and name not in _imported)
 
 
+def import_afresh(config: Config) -> None:
+    """Let the children import afresh what this process has imported of the application: it is a program of its own that becomes their master."""
+    root = os.path.abspath(config.app_dir or os.getcwd())
+    _imported.extend(name for name in sys.modules if name not in ("__main__", *_imported) and _is_source_under(root, name))
+
+
 def _import(name: str) -> None:
     try:
         importlib.import_module(name)

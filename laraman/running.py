@@ -1,0 +1,57 @@
+"""``laraman.run``: a program that is a server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from laraman.asgi.settings import STARTUP_FAILURE, Config
+
+if TYPE_CHECKING:
+    from laraman.config import Config as Frozen
+
+logger = logging.getLogger("uvicorn.error")
+
+
+def run(app: Any, **options: Any) -> None:
+    """Serve ``app`` until it is told to stop, as ``uvicorn.run`` does; ``options`` are those of ``laraman.Config``.
+
+    Alone in this process, or with a master where something is asked for that needs one: ``workers``, ``reload``, ``preload``, ``daemon``, an
+    embedded gateway; ``app`` is an import string then. Exits with 3 when the server cannot start, with 2 when an option is wrong.
+    """
+    config = Config(app, **options)
+    frozen = config.frozen()
+    if config.use_subprocess or frozen.preload or frozen.daemon or frozen.gateway.enabled:
+        if not isinstance(app, str):
+            logger.warning("You must pass the application as an import string to enable 'reload' or 'workers'.")
+            sys.exit(STARTUP_FAILURE)
+        _be_master(frozen)
+        return
+    config.load_app()
+    from laraman.asgi.server import Server
+
+    server = Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
+
+
+def _be_master(config: Frozen) -> None:
+    from laraman.asgi import http_workers
+    from laraman.cli.serving import run, with_listeners
+    from laraman.errors import LaramanError
+    from laraman.process.worker import import_afresh
+
+    config = with_listeners(replace(config, env_file=""))  # which has been read
+    import_afresh(config)
+    try:
+        code = run(config, http_workers(config), lambda: None)
+    except LaramanError as exc:
+        logger.error("%s", exc)
+        code = exc.exit_code
+    if code:
+        sys.exit(code)
