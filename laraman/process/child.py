@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import importlib
 import logging
 import os
 import signal
@@ -22,7 +23,7 @@ from laraman.net.connection import Connection
 from laraman.process import recycle, watchers
 from laraman.process.daemon import reopen_output
 from laraman.process.garbage import Garbage
-from laraman.process.life import Life
+from laraman.process.life import Life, load_handler
 from laraman.protocols.ipc import Ipc
 
 if TYPE_CHECKING:
@@ -47,7 +48,12 @@ def run(worker: Worker, channel: socket.socket) -> int:
     """Be this worker until it ends; return the exit code."""
     parent = os.getppid()
     introduce(worker)
-    loop = new_event_loop(worker.config.loop)
+    try:
+        loop = new_event_loop(worker.config.loop)
+    except Exception as exc:  # a factory is the application's code
+        failed = failure(worker, exc)
+        channel.sendall(Ipc().send(failed))
+        return int(failed["exit"])
     asyncio.set_event_loop(loop)
     try:
         return loop.run_until_complete(Run(worker, loop, parent).live(channel))
@@ -56,15 +62,25 @@ def run(worker: Worker, channel: socket.socket) -> int:
 
 
 def new_event_loop(kind: str) -> asyncio.AbstractEventLoop:
-    """An event loop: uvloop's for "uvloop", asyncio's for "asyncio", for "auto" the first of the two that is installed. Raises ConfigError."""
-    if kind != "asyncio":
+    """An event loop as ``--loop`` says: of the package of that name, of ``module:factory``, else of asyncio. "auto" is uvloop where it is installed.
+
+    Raises ConfigError when there is none; what a factory raises comes out.
+    """
+    if ":" in kind:
+        made = load_handler(kind)
+        if not isinstance(made, asyncio.AbstractEventLoop):
+            raise ConfigError(f"the loop factory {kind} makes no event loop, but {type(made).__name__}")
+        return made
+    name = "uvloop" if kind == "auto" else kind
+    if name in ("uvloop", "zuvloop"):
         try:
-            import uvloop
+            package = importlib.import_module(name)
         except ImportError:
-            if kind == "uvloop":
-                raise ConfigError("the loop is set to uvloop, which is not installed") from None
+            if kind != "auto":
+                raise ConfigError(f"the loop is set to {kind}, which is not installed") from None
         else:
-            return uvloop.new_event_loop()
+            loop: asyncio.AbstractEventLoop = package.new_event_loop()
+            return loop
     return asyncio.new_event_loop()
 
 
