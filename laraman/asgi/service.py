@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from contextvars import Context
 from email.utils import formatdate
@@ -17,6 +18,7 @@ from laraman.asgi import forwarded
 from laraman.asgi.app import load_app
 from laraman.asgi.exchange import Exchange
 from laraman.asgi.extensions import OFFERED, PATH_SEND, ZERO_COPY_SEND
+from laraman.asgi.frameworks import import_frameworks
 from laraman.asgi.http import HttpConnection
 from laraman.asgi.lifespan import Lifespan
 from laraman.net.door import Door
@@ -67,6 +69,10 @@ class Http:
         self.worker = worker
         self.config: Config = worker.config
         self.app: ASGIApp = load_app(self.config) if app is None else app
+
+    def on_bare(self, worker: Worker) -> None:
+        """In a template that outlives the application's code."""
+        import_frameworks(worker.config.app, worker.config.app_dir or os.curdir)
 
     async def on_start(self, worker: Worker) -> None:
         """Run the lifespan's startup. Raises BootError, and ConfigError when the files of TLS cannot be used."""

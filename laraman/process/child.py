@@ -12,14 +12,12 @@ import importlib
 import logging
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
-
-from setproctitle import setproctitle
 
 from laraman import log
 from laraman.errors import BootError, Busy, ConfigError, ConnectionClosed, ConnectionLost, LaramanError
 from laraman.net.connection import Connection
+from laraman.process.children import introduce
 from laraman.process import recycle, watchers
 from laraman.process.daemon import reopen_output
 from laraman.process.garbage import Garbage
@@ -40,8 +38,6 @@ ORPHAN_DRAIN, ORPHAN_LIFE = 0.5, 1.5
 CLOSE_SECONDS = 0.1
 #: Rows of one answer to ``connections``; more would not fit into an envelope.
 MAX_ROWS = 40_000
-
-_PR_SET_PDEATHSIG = 1
 
 
 def run(worker: Worker, channel: socket.socket) -> int:
@@ -82,15 +78,6 @@ def new_event_loop(kind: str) -> asyncio.AbstractEventLoop:
             loop: asyncio.AbstractEventLoop = package.new_event_loop()
             return loop
     return asyncio.new_event_loop()
-
-
-def introduce(worker: Worker, at_the_masters_death: signal.Signals = signal.SIGTERM) -> None:
-    """Become this worker to the outside. What was the master's in this process has been left behind before."""
-    signal.signal(signal.SIGTERM, worker.handle_exit)
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, at_the_masters_death, 0, 0, 0)
-    setproctitle(worker.title)
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from setproctitle import setproctitle
+
 from laraman.errors import ProtocolError
 from laraman.process.exits import read_black_box
 from laraman.process.handover import unnamed_file
@@ -41,7 +43,7 @@ HIGH_WATER = 64 * 1024
 #: Seconds a template has to fork. The master waits for it, and does nothing else meanwhile.
 FORK_SECONDS = 2.0
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 #: What a terminal or an operator sends to the whole process group; the master answers for its children.
 _MASTERS_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU)
@@ -309,6 +311,15 @@ def live(
                 stream.flush()
         logging.shutdown()
         os._exit(code & 0xFF)
+
+
+def introduce(worker: Worker, at_the_masters_death: signal.Signals = signal.SIGTERM) -> None:
+    """Become this worker to the outside. What was the master's in this process has been left behind before."""
+    signal.signal(signal.SIGTERM, worker.handle_exit)
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, at_the_masters_death, 0, 0, 0)
+    setproctitle(worker.title)
 
 
 def _ended() -> socket.socket:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import selectors
 import signal
@@ -22,7 +23,7 @@ from setproctitle import setproctitle
 
 from laraman import events, log
 from laraman.errors import ConfigError, LaramanError
-from laraman.process import daemon, handover, restart
+from laraman.process import daemon, handover, hello, restart, watch
 from laraman.process.children import FORK_SECONDS, Child
 from laraman.process.commands import STATS, Commands
 from laraman.process.control import Control, listen
@@ -186,7 +187,7 @@ class Master:
         gc.freeze()
         self.phase = "starting"
         setproctitle(f"laraman: master {self.name}")
-        self._say_hello()
+        hello.say(self)
 
     def _open_binds(self) -> None:
         for bind in self.binds:
@@ -227,6 +228,8 @@ class Master:
             template=worker.template,
         )
         if before := self.desired.get(name):
+            # But not while somebody waits to hear how a daemon's start went.
+            waits=config.reload and worker.reloadable and not worker.exclusive and self.notify is None,
             wanted.slots = before.slots
         kin = {name, worker.template, *(other.name for other in self.workers.values() if other.template == name)}
         adopted = [process.generation for process in self.processes if process.worker in kin]
@@ -234,16 +237,6 @@ class Master:
             wanted.generation = max(adopted)
             wanted.roll("restart")
         self.desired[name] = wanted
-
-    def _say_hello(self) -> None:
-        for worker in self.workers.values():
-            for bind in worker.binds:
-                where = f"unix socket {bind.address.path}" if bind.address.path else str(bind.address)
-                if worker.name == "http":
-                    logger.info("Laraman running on %s (Press CTRL+C to quit)", where)
-                else:
-                    logger.info("Worker %s listens on %s", worker.name, bind.address)
-        logger.info("%s parent process [%d]", "Restarted" if self.restarts else "Started", os.getpid())
 
     def _loop(self) -> None:
         while True:
@@ -385,6 +378,8 @@ class Master:
             case "failed":
                 process.error = str(envelope.get("error", ""))
             case "connections":
+            case "reload" if process.worker == watch.NAME and self.phase != "stopping":
+                self.roll()
                 self.commands.take_rows(process, envelope)
 
     # Exits -----------------------------------------------------------------------------------------------------------------------
@@ -441,8 +436,12 @@ class Master:
         if stack:
             logger.error("Stack of worker %s:\n%s", process, stack)
         if verdict is Verdict.ROLL_FAILED:
-            self.last_roll_error = f"the new {process.worker} workers cannot start: {process.error or process.ending}"
-            logger.error("Worker %s could not start, the old ones stay: %s", process, process.error or process.ending)
+            self.last_roll_error = f"the new {process.worker} workers cannot start: {why}"
+        if self.desired[process.worker].slots[process.slot].not_before == math.inf:
+            logger.error("Worker %s failed, the next change starts it again: %s", process, why)
+        elif verdict is Verdict.ROLL_FAILED:
+            logger.error("Worker %s could not start, the old ones stay: %s", process, why)
+        why = process.error or process.ending
         elif verdict is Verdict.RESPAWN:
             logger.error("Worker %s: %s", process, process.ending)
 
@@ -498,4 +497,4 @@ class Master:
             self.notify.close()
         self.selector.close()
         if not self._first_boot or not self.exit_code:
-            logger.info("Stopping parent process [%d]", os.getpid())
+            logger.info("Stopping %s process [%d]", hello.role(self), os.getpid())

@@ -30,7 +30,7 @@ def new_child(master: Master, worker: Worker, slot: int, generation: int, now: f
 
 def template_for(master: Master, worker: Worker) -> Child | None:
     """The newest template that can fork for this worker."""
-    wanted = master.desired[worker.name]
+    wanted = master.desired[worker.template]
     found = [child for child in master.children.values() if child.process.worker == worker.template and forks(child.process, wanted)]
     return max(found, key=lambda child: child.process.generation, default=None)
 

@@ -29,6 +29,7 @@ The rules of a plan:
 9. A worker whose processes are forked from a *template*, which is a worker too, gets a process only while a template of at least the wanted
    generation is READY; until then its slots wait, and what serves goes on serving. While they are rolled, the template of the generation that
    they would fall back to stays, beside its successor.
+10. Of a worker that *waits*, a process that cannot boot, or that keeps failing, does not end the server: its slot waits for the next generation.
 
 start, stop, reload, scale, crash, hang and recycling are not operations here: they change `Desired`, or they are observations.
 Times are seconds of a monotonic clock and are passed in.
@@ -37,6 +38,7 @@ Times are seconds of a monotonic clock and are passed in.
 from __future__ import annotations
 
 import enum
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -160,7 +162,8 @@ class Desired:
     """What is wanted of one worker. ``stop_timeout`` None means no deadline; ``at_once`` kills whatever is left.
 
     ``rolling`` is True from the advance of the generation until every slot is served by it, or until it could not boot. ``exclusive`` is rule 7.
-    ``template`` names the worker of rule 9; the two have their generations in common.
+    ``template`` names the worker of rule 9; the two have their generations in common, unless nothing of the application is in the template and
+    it serves them all. ``waits`` is rule 10.
     """
 
     count: int
@@ -171,6 +174,7 @@ class Desired:
     stop_timeout: float | None = 8.0
     exclusive: bool = False
     template: str = ""
+    waits: bool = False
     at_once: bool = False
     rolling: bool = False
     newest: int = 0
@@ -178,8 +182,8 @@ class Desired:
 
     @property
     def surge(self) -> int:
-        """How many processes there may be beyond the count while a new generation takes over."""
-        return max(1, self.count // 4)
+        """How many processes there may be beyond the count while a new generation takes over; one more where the next may come before that."""
+        return max(1, self.count // 4) + self.waits
 
     def roll(self, reason: str) -> None:
         """Want a new generation. A number that was used before, even by a generation that could not boot, is not used again."""
@@ -187,6 +191,9 @@ class Desired:
         self.generation = self.newest
         self.reason = reason
         self.rolling = True
+        if self.waits:
+            for slot in self.slots.values():
+                slot.failures, slot.not_before = 0, 0.0
 
     def fall_back(self, processes: Iterable[Process]) -> None:
         """Give the new generation up: every generation that is alive is good enough again."""
@@ -229,7 +236,8 @@ def reconcile(desired: Mapping[str, Desired], processes: Iterable[Process], now:
     for name, group in groups.items():
         wanted = desired[name]
         source = wanted.template
-        can_spawn = not source or any(forks(process, wanted) and not _overdue(process, desired[source], now) for process in groups.get(source, ()))
+        templates = [process for process in groups.get(source, ()) if forks(process, desired[source])]
+        can_spawn = not source or any(not _overdue(process, desired[source], now) for process in templates)
         plan += _worker_plan(name, wanted, group, can_spawn, _held(name, desired, groups), now)
     return plan
 
@@ -242,7 +250,7 @@ def _held(template: str, desired: Mapping[str, Desired], groups: Mapping[str, li
 
 
 def forks(template: Process, wanted: Desired) -> bool:
-    """Rule 9: whether this process of the template can fork for this worker."""
+    """Rule 9: whether this process of the template, of which that is wanted, can fork for its worker."""
     return template.state is State.READY and template.lost is None and template.generation >= wanted.generation
 
 
@@ -405,7 +413,7 @@ def judge(
         return Verdict.EXPECTED
     others = list(others)
     was_ready = process.ready_at is not None
-    if first_boot and not was_ready and (code in (2, 3) or process.hung):
+    if first_boot and not wanted.waits and not was_ready and (code in (2, 3) or process.hung):
         return Verdict.FATAL
     failed_roll = wanted.rolling and not was_ready and process.generation >= wanted.generation
     # A successor that fails costs nobody anything: of a new generation there is no other, a recycling backs off.
@@ -413,9 +421,13 @@ def judge(
     if failed_roll:
         wanted.fall_back(others)
     if not (failed_roll and covered):
-        exhausted = _account(wanted.slots[process.slot], process, now, clean=was_ready and (code == 0 or blameless))
-        if exhausted and not covered and (first_boot or not any(steady(other, now) for other in (*others, *served))):
+        slot = wanted.slots[process.slot]
+        exhausted = _account(slot, process, now, clean=was_ready and (code == 0 or blameless))
+        fatal = exhausted and not covered and (first_boot or not any(steady(other, now) for other in (*others, *served)))
+        if fatal and not wanted.waits:
             return Verdict.FATAL
+        if wanted.waits and (fatal or not (was_ready or covered)):
+            slot.not_before = math.inf
     return Verdict.ROLL_FAILED if failed_roll else Verdict.RESPAWN
 
 

@@ -17,31 +17,24 @@ import gc
 import importlib
 import inspect
 import logging
+import math
 import os
-import select
 import signal
 import socket
 import sys
-import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from laraman import log
 from laraman.errors import BootError, ConfigError
-from laraman.process.daemon import reopen_output
-from laraman.process.worker import Worker, import_listeners
-from laraman.protocols.ipc import Ipc
+from laraman.process.loopless import Loopless
+from laraman.process.worker import import_listeners
 
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from laraman.config import Config
+    from laraman.process.worker import Worker
     from laraman.protocols.ipc import Envelope
 
 logger = logging.getLogger("uvicorn.error")
 
-#: The most descriptors that come with one order: the channel, the black box, the listening sockets.
-MAX_DESCRIPTORS = 64
 #: Modules that a worker imports only while it starts or serves; those that are not installed are left out.
 LATER = (
     *("laraman.process.child", "laraman.sandbox.adapters", "laraman.sandbox.guard", "laraman.sandbox.reset"),
@@ -59,31 +52,26 @@ def template_of(worker: Worker) -> Template:
     return Template(worker)
 
 
-class Template(Worker):
-    """The declaration, and in its process the template itself. ``of`` is the worker that is forked from it."""
+class Template(Loopless):
+    """The declaration, and in its process the template itself. ``of`` is the worker that is forked from it.
 
-    def __init__(self, of: Worker) -> None:
-        super().__init__(f"{of.name}-template", handler=of.handler, stop_timeout=0.0)
+    A ``bare`` one imports what ``of`` needs but nothing of the application, so it outlives every reload; what that is the handler knows, whose
+    method ``on_bare(worker)`` it calls.
+    """
+
+    def __init__(self, of: Worker, *, bare: bool = False) -> None:
+        super().__init__(f"{of.name}-template", handler=of.handler, stop_timeout=0.0, exclusive=bare)
         self.of = of
+        self.bare = bare
         of.template = self.name
 
-    def run(self, slot: int, generation: int, channel: socket.socket, config: Config) -> int:
-        from laraman.process.child import introduce
-
-        self.slot = slot
-        self.generation = generation
-        self.config = self.of.config = config
-        self._master = os.getppid()
-        self._channel = channel
-        self._ipc = Ipc()
-        self._descriptors: list[int] = []
-        channel.setblocking(True)
-        introduce(self, signal.SIGKILL)  # whatever the application's import is doing: nothing here needs an end of its own
-        return self._boot() or self._serve()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        logging.shutdown()
-        os._exit(0)
+    def serve(self) -> int:
+        self.of.config = self.config
+        if code := self._boot():
+            return code
+        while not self.attend(math.inf):
+            pass
+        return 0
 
     # Boot ------------------------------------------------------------------------------------------------------------------------
 
@@ -100,7 +88,7 @@ class Template(Worker):
             failed = failure(self, error)
             if any(phrase in failed["error"] for phrase in LOOPLESS):
                 failed["error"] += f" ({HINT})"
-            self._say(failed)
+            self.say(failed)
             return int(failed["exit"])
         try:
             for what in watch.found():
@@ -109,62 +97,35 @@ class Template(Worker):
             logger.warning("Preload: threads, sockets and event loops could not be looked for", exc_info=True)
         gc.collect()
         gc.freeze()
-        self._say({"op": "ready"})
+        self.say({"op": "ready"})
         return 0
 
     def _load(self) -> None:
         """Do what a worker's boot would do without a loop. Raises what the application raises."""
         from laraman.process.life import load_handler
 
-        import_listeners(self.config)
-        handler = load_handler(self.handler)
-        on_load = getattr(handler, "on_load", None)
-        if on_load is not None and inspect.isawaitable(on_load(self.of)):
-            raise ConfigError(f"worker {self.of.name}: on_load is async, and a template has no event loop")
-        self.of.loaded = handler
-        for name in (*LATER, *(("uvloop",) if self.config.loop != "asyncio" else ())):
+        if self.bare:
+            load_handler(self.handler).on_bare(self.of)
+        else:
+            import_listeners(self.config)
+            self.of.loaded = self._loaded(load_handler(self.handler))
+        for name in (*LATER, *(("uvloop",) if self.config.loop in ("auto", "uvloop") else ())):
             with suppress(ImportError):
                 importlib.import_module(name)
 
+    def _loaded(self, handler: Any) -> Any:
+        on_load = getattr(handler, "on_load", None)
+        if on_load is not None and inspect.isawaitable(on_load(self.of)):
+            raise ConfigError(f"worker {self.of.name}: on_load is async, and a template has no event loop")
+        return handler
+
     # Orders ----------------------------------------------------------------------------------------------------------------------
 
-    def _serve(self) -> int:
-        interval = min(1.0, self.config.timeout_worker_healthcheck / 4) or 1.0
-        poll = select.poll()
-        poll.register(self._channel, select.POLLIN)
-        next_beat = 0.0
-        while os.getppid() == self._master:
-            if (now := time.monotonic()) >= next_beat:
-                next_beat = now + interval
-                self._say({"op": "beat"})
-            if not poll.poll(max(0.0, next_beat - time.monotonic()) * 1000):
-                continue
-            try:
-                data, descriptors, _, _ = socket.recv_fds(self._channel, 65536, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
-            except ConnectionResetError:  # its other end was closed with a beat unread in it
-                break
-            self._descriptors += descriptors
-            if not data:
-                break
-            for envelope in self._ipc.receive_data(data):
-                if envelope["op"] == "stop":
-                    return 0
-                self._obey(envelope)
-        return 0
-
-    def _obey(self, envelope: Envelope) -> None:
-        match envelope["op"]:
-            case "fork":
-                self._fork(envelope)
-            case "reopen":  # its children inherit what it has open
-                log.reopen()
-                reopen_output()
-            case "connections":
-                self._say({"op": "connections", "id": envelope["id"], "rows": []})
-
-    def _say(self, envelope: Envelope) -> None:
-        with suppress(OSError):  # the master is gone; the channel's end, or the kernel, ends this process
-            self._channel.sendall(self._ipc.send(envelope))
+    def obey(self, envelope: Envelope) -> None:
+        if envelope["op"] == "fork":
+            self._fork(envelope)
+        else:  # its children inherit the log files that it has open
+            super().obey(envelope)
 
     # The fork --------------------------------------------------------------------------------------------------------------------
 
@@ -176,9 +137,9 @@ class Template(Worker):
                 raise OSError(0, f"{len(given)} descriptors came for {len(self.of.binds)} addresses")
             pid = self._fork_twice(order["slot"], order["generation"], given)
         except OSError as exc:
-            self._say({"op": "forked", "error": exc.strerror})
+            self.say({"op": "forked", "error": exc.strerror})
         else:
-            self._say({"op": "forked", "pid": pid})
+            self.say({"op": "forked", "pid": pid})
         finally:
             for descriptor in given:
                 os.close(descriptor)
