@@ -28,6 +28,7 @@ from laraman.process.children import FORK_SECONDS, Child
 from laraman.process.commands import STATS, Commands
 from laraman.process.control import Control, listen
 from laraman.process.exits import Exit, collect, in_words, oom_kills, thread_count
+from laraman.process.notify import Notifier
 from laraman.process.signals import wakeup
 from laraman.process.spawning import in_short, new_child, template_for
 from laraman.process.state import StateDirectory, instance_name, open_state
@@ -108,6 +109,7 @@ class Master:
         self.added = frozenset(added)
         self.directory = Path.cwd()
         self.notify = notify
+        self.systemd = Notifier()
         self._first_boot = True
         self._asked_to_stop = False
         self._turn = time.monotonic()
@@ -248,7 +250,7 @@ class Master:
             calm = self._take_stock(now)
             if self.phase == "stopping" and not self.children:
                 return
-            for key, mask in self.selector.select(CALM_TICK if calm else TICK):
+            for key, mask in self.selector.select(min(self.systemd.interval, CALM_TICK if calm else TICK)):
                 key.data(mask)
 
     def _forgive_a_pause(self, now: float) -> None:
@@ -275,6 +277,7 @@ class Master:
             if self.notify is not None:
                 where = ", ".join(str(bind.address) for bind in self.binds) or self.name
                 self.notify(0, f"Laraman running on {where} [{os.getpid()}]")
+        self.systemd.tick(self.phase, self.rolling, self.last_roll_error, now)
         return calm
 
     def roll(self) -> list[str]:

@@ -43,6 +43,7 @@ def execute(master: Master) -> None:
     kept = [*binds.values(), table["control"], table["state"][1]]
     kept += [descriptor for row in children for descriptor in (row["channel"], row["black_box"])]
     logger.info("Restarting parent process [%d]", os.getpid())
+    master.systemd.reloading()
     try:
         os.chdir(master.directory)
         environ = {name: value for name, value in os.environ.items() if name not in master.added}
