@@ -333,6 +333,12 @@ def test_the_life_of_a_server_in_verbs(server: Callable[..., Server]) -> None:
     assert running.cli("status").returncode == 1
 
 
+def test_workers_beside_reload_are_one_and_a_remark(server: Callable[..., Server]) -> None:
+    running = server("main:app", "--reload", "--workers", "2", files={"main.py": APP})
+    assert running.output.count('WARNING:  "workers" flag is ignored when reloading is enabled.') == 1
+    assert len(running.processes()) == 1
+
+
 def test_a_reload_of_broken_code_fails_and_says_so(server: Callable[..., Server]) -> None:
     running = server("main:app", files={"main.py": APP})
     before = running.processes()

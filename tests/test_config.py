@@ -361,3 +361,8 @@ def test_a_wrong_short_form_is_called_as_it_was_written(pyproject: Path, source:
 def test_the_readme_has_the_gateway_s_table() -> None:
     readme = Path(__file__).parent.parent / "README.md"
     assert f"<!-- gateway -->\n{gateway_table()}\n<!-- /gateway -->" in readme.read_text(), "run python scripts/readme.py"
+
+
+def test_a_secret_is_not_in_an_error(pyproject: Path) -> None:
+    text = "[tool.laraman]\nssl_keyfile_password = 12345\n"
+    assert refused(pyproject, text) == "[tool.laraman] ssl_keyfile_password: what is there is not a string"

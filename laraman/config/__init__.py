@@ -82,7 +82,7 @@ def _seconds(text: str) -> float | None:
 
 def _existing(text: str) -> str:
     if not os.path.exists(text):
-        raise ValueError(f"there is no {text}")
+        raise ValueError(f"there is no {text!r}")
     return text
 
 
@@ -105,7 +105,11 @@ class Config:
     interface: Literal["auto", "asgi3", "asgi2", "wsgi"] = option("auto", "What kind of application it is.")
     app_dir: str = option("", "Directory to import the application from; the working directory when empty.", metavar="DIRECTORY")
     listeners: tuple[str, ...] = option((), "Module that registers event listeners; repeatable.", flags=("--listener",), metavar="MODULE")
-    env_file: str = option("", "File of environment variables; those that are set already stay as they are.", metavar="PATH")
+    env_file: str = option(
+        "",
+        "File of environment variables; those that are set already stay as they are. uvicorn's variables are for the application only there.",
+        metavar="PATH",
+    )
     gateway: GatewayConfig = option(
         NO_GATEWAY, "Run a websocket gateway that accepts browsers at this address, and let the workers talk to it.", metavar="HOST:PORT"
     )

@@ -127,7 +127,8 @@ class Section:
             raw = table[wanted.name]
             source = f"{sources.file}: {self.title} {wanted.name}"
             if not _is_toml_type(wanted, raw):
-                raise ConfigError(f"{source}: {raw!r} is not {_WORDS[kind(wanted)]}")
+                what = "what is there" if wanted.metadata["secret"] else repr(raw)
+                raise ConfigError(f"{source}: {what} is not {_WORDS[kind(wanted)]}")
             yield Origin(FILE, source), raw
 
 

@@ -46,7 +46,7 @@ def _protocol(text: str, words: tuple[str, ...]) -> str:
     if word in words:
         return word
     if word == "zttp" or ":" in text:
-        raise ValueError(f"{text} is a protocol implementation of its own, and laraman has its own: {', '.join(words)}")
+        raise ValueError(f"{text!r} cannot be served, laraman has an implementation of its own; it may be {', '.join(words)}")
     raise ValueError(f"{text!r} is not one of {', '.join(words)}")
 
 

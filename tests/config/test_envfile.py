@@ -102,6 +102,11 @@ def test_a_file_that_cannot_be_read(file: Path, content: bytes | None, reason: s
         Config.load({"env_file": str(file.parent)}, {}, None)
 
 
+def test_any_name_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^the environment file 'a\\nb' cannot be read: No such file or directory$"):
+        Config.load({"env_file": "a\nb"}, {}, None)
+
+
 def test_without_python_dotenv(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("A=1\n")
     monkeypatch.setitem(sys.modules, "dotenv.main", None)

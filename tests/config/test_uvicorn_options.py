@@ -210,14 +210,14 @@ def test_uvicorn_s_classes_are_its_words(option: str, text: str, word: str) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--http", "my.module:Protocol"], "--http: my.module:Protocol is a protocol implementation of its own, and laraman has its own: auto"),
-        (["--ws", "my.module:Protocol"], "--ws: my.module:Protocol is a protocol implementation of its own"),
+        (["--http", "my.module:Protocol"], "--http: 'my.module:Protocol' cannot be served, laraman has an implementation of its own; it may be auto"),
+        (["--ws", "my.module:Protocol"], "--ws: 'my.module:Protocol' cannot be served"),
         (["--http", "http3"], "--http: 'http3' is not one of auto, h11, httptools"),
         (["--loop", "nonsense"], "--loop: 'nonsense' is not one of auto, none, asyncio, uvloop, zuvloop, module:factory"),
         (["--loop", "a b:c"], "--loop: 'a b:c' is not one of"),
         (["--loop", "zuvloop"], "--loop: zuvloop is not installed"),
         (["--http2"], "--http2: laraman speaks HTTP/1.1 and websockets"),
-        (["--reload-dir", "nowhere"], "--reload-dir: there is no nowhere"),
+        (["--reload-dir", "nowhere"], "--reload-dir: there is no 'nowhere'"),
         (["--timeout-graceful-shutdown", "soon"], "--timeout-graceful-shutdown: 'soon' is neither a number nor 'none'"),
     ],
 )
