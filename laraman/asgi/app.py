@@ -1,19 +1,13 @@
-"""The application: found by its conventional file, imported by its import string.
-
-``find_app`` reads source text and also runs in the master, so nothing here imports asyncio; only ``load_app``, which runs in a worker,
-executes code of the user.
-"""
+"""The application, imported by its import string. That is done in a worker; nothing here imports asyncio."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from laraman.errors import BootError
@@ -29,57 +23,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
-#: Where an application called ``app`` is looked for when none is named, in this order.
-CONVENTIONAL_FILES = ("main.py", "app.py", "api.py", "asgi.py", "app/main.py")
-
 logger = logging.getLogger("uvicorn.error")
-
-
-def find_app(directory: str | os.PathLike[str]) -> str:
-    """The import string of the first conventional file in ``directory`` that defines ``app``, or "" when none does.
-
-    The files are parsed, never imported. One that does not parse is named too: importing it then says where its error is, while
-    "no application found" would send its author looking in the wrong place.
-    """
-    for name in CONVENTIONAL_FILES:
-        try:
-            tree = ast.parse((Path(directory) / name).read_bytes())
-        except OSError:
-            continue
-        except (SyntaxError, ValueError):
-            return _import_string(name)
-        if "app" in _names_bound(tree.body):
-            return _import_string(name)
-    return ""
-
-
-def _import_string(path: str) -> str:
-    return path.removesuffix(".py").replace("/", ".") + ":app"
-
-
-def _names_bound(body: list[ast.stmt]) -> Iterator[str]:
-    """The names that these statements bind in the module, also under ``if``, ``try`` and ``with``."""
-    for statement in body:
-        match statement:
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                yield statement.name
-            case ast.Import() | ast.ImportFrom():
-                yield from ((alias.asname or alias.name) for alias in statement.names)
-            case ast.Assign():
-                yield from (name for target in statement.targets for name in _names_stored(target))
-            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr()):
-                yield name
-            case _:
-                blocks = (getattr(statement, part, []) for part in ("body", "orelse", "finalbody"))
-                handlers = (handler.body for handler in getattr(statement, "handlers", []))
-                for block in (*blocks, *handlers):
-                    yield from _names_bound(block)
-
-
-def _names_stored(target: ast.expr) -> Iterator[str]:
-    for node in ast.walk(target):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
 
 
 def load_app(config: Config) -> ASGIApp:
@@ -128,6 +72,7 @@ def _import_module(name: str) -> Any:
 
 def _application(found: Any, config: Config) -> ASGIApp:
     if not callable(found):
+    name = str(config.app)
         raise BootError(f'Error loading ASGI app. "{config.app}" is not callable, but {type(found).__name__}.')
     if not config.factory:
         if _accepts(found, 3):

@@ -20,6 +20,8 @@ PYPROJECT = Path("pyproject.toml")
 #: What the verbs do, and the module of this package in which each is a function of its name.
 VERBS: dict[str, tuple[str, str]] = {
     "start": ("start the server", "serving"),
+    "dev": ("start it for development, from a PATH: with --reload, on 127.0.0.1", "developing"),
+    "run": ("start it for production, from a PATH: on all addresses, 0.0.0.0, as `fastapi run`", "developing"),
     "config": ("show every option, its value and where that comes from", "showing"),
     "gateway": ("run a websocket gateway alone", "serving"),
     "stop": ("stop it; with -g without a deadline", "control"),
@@ -81,14 +83,36 @@ def start_parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
         allow_abbrev=False,
     )
-    group: argparse._ArgumentGroup | None = None
-    for option in OPTIONS.values():
-        if option.name in _GROUPS:
-            group = parser.add_argument_group(_GROUPS[option.name])
-        assert group is not None
-        if option.metadata["flags"] is not None:
-            add_option(group, option)
+    group = parser.add_argument_group(_GROUPS["app"])
+    add_option(group, OPTIONS["app"])
+    _add_others(parser, group)
     return parser
+
+
+def path_parser(verb: str) -> argparse.ArgumentParser:
+    """Of the verbs that take a path to the application where ``start`` takes its import string."""
+    parser = Parser(
+        prog=f"laraman {verb}",
+        description=VERBS[verb][0].capitalize() + ".",
+        epilog="The application is found as FastAPI's own command finds it. Without a PATH or a NAME, `entrypoint` in [tool.fastapi] of "
+        "pyproject.toml counts too. Everything else is as for laraman start, and $PORT is the port where nothing else says.",
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group(_GROUPS["app"])
+    group.add_argument("path", nargs="?", metavar="PATH", help="A Python file, or a package's directory. Default: the first conventional file.")
+    group.add_argument("--app", dest="name_of_app", metavar="NAME", help="Its name in that file. Default: app, api, or an instance of FastAPI.")
+    group.add_argument("-e", "--entrypoint", dest="app", metavar="APP", help="Instead of both, package.module:attribute.")
+    _add_others(parser, group)
+    return parser
+
+
+def _add_others(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:
+    """All options of the server but the application itself, which is in ``group``."""
+    for option in OPTIONS.values():
+        if option.name in _GROUPS and option.name != "app":
+            group = parser.add_argument_group(_GROUPS[option.name])
+        if option.metadata["flags"] is not None and option.name != "app":
+            add_option(group, option)
 
 
 def config_parser() -> argparse.ArgumentParser:

@@ -94,7 +94,7 @@ def with_listeners(config: Config) -> Config:
 
 def with_app(config: Config) -> Config:
     """The same with an application, found when none is named. Raises ConfigError."""
-    from laraman.asgi.app import CONVENTIONAL_FILES, find_app
+    from laraman.asgi.discovery import CONVENTIONAL_FILES, find_app
 
     if config.app in VERBS:
         raise ConfigError(f"the verb comes first: laraman {config.app} ...")

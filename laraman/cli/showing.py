@@ -47,7 +47,7 @@ def config(arguments: list[str]) -> int:
 
 
 def _with_app(loaded: Config, places: dict[str, Origin]) -> Config:
-    from laraman.asgi.app import find_app
+    from laraman.asgi.discovery import find_app
 
     if not loaded.app and (found := find_app(loaded.app_dir or ".")):
         places["app"] = Origin(FILE, "found")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from laraman.asgi.app import find_app, load_app
+from laraman.asgi.app import load_app
 from laraman.errors import BootError
 
 if TYPE_CHECKING:
@@ -123,49 +122,3 @@ def test_a_factory_that_raises(load: Any, caplog: pytest.LogCaptureFixture) -> N
     assert "in make" in caplog.text
     with pytest.raises(BootError, match=r"^Error loading ASGI app factory: TypeError: app\(\) missing 3"):
         load("lm_app:app", factory=True, lm_app=APP)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "app = object()\n",
-        "app: object = object()\n",
-        "app = application = object()\n",
-        "other, app = 1, 2\n",
-        "def app(): pass\n",
-        APP,
-        "class app: pass\n",
-        "from shop import app\n",
-        "from shop import site as app\n",
-        "if True:\n    pass\nelse:\n    app = 1\n",
-        "try:\n    pass\nexcept Exception:\n    app = 1\n",
-        "with open('x') as f:\n    app = 1\n",
-        "def app(:\n",
-    ],
-)
-def test_find_app_reads_without_importing(tmp_path: Path, source: str) -> None:
-    (tmp_path / "main.py").write_text(source)
-    assert find_app(tmp_path) == "main:app"
-
-
-@pytest.mark.parametrize(
-    "source", ["", "application = 1\n", "def f():\n    app = 1\n", "class C:\n    app = 1\n", "app: int\n", "x.app = 1\n", "app.x = 1\n"]
-)
-def test_find_app_finds_nothing(tmp_path: Path, source: str) -> None:
-    (tmp_path / "main.py").write_text(source)
-    assert find_app(str(tmp_path)) == ""
-
-
-def test_find_app_takes_the_first_conventional_file(tmp_path: Path) -> None:
-    found = []
-    (tmp_path / "app").mkdir()
-    for name in ("app/main.py", "asgi.py", "api.py", "app.py", "main.py"):
-        (tmp_path / name).write_text("app = 1\n")
-        found.append(find_app(tmp_path))
-    assert found == ["app.main:app", "asgi:app", "api:app", "app:app", "main:app"]
-
-
-def test_the_master_may_use_it() -> None:
-    """The command line looks for the application in the master, which has no event loop."""
-    code = "import sys, laraman.asgi.app; sys.exit('asyncio' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
