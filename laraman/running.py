@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from laraman.asgi.settings import STARTUP_FAILURE, Config
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
     from laraman.config import Config as Frozen
 
 logger = logging.getLogger("uvicorn.error")
@@ -20,7 +24,7 @@ def run(app: Any, **options: Any) -> None:
     """Serve ``app`` until it is told to stop, as ``uvicorn.run`` does; ``options`` are those of ``laraman.Config``.
 
     Alone in this process, or with a master where something is asked for that needs one: ``workers``, ``reload``, ``preload``, ``daemon``, an
-    embedded gateway; ``app`` is an import string then. Exits with 3 when the server cannot start, with 2 when an option is wrong.
+    embedded gateway; ``app`` is an import string then. Exits with 3 when the server cannot start. Raises what ``laraman.Config`` raises.
     """
     config = Config(app, **options)
     frozen = config.frozen()
@@ -55,3 +59,16 @@ def _be_master(config: Frozen) -> None:
         code = exc.exit_code
     if code:
         sys.exit(code)
+
+
+class Supervisor:
+    """What stands for uvicorn's supervisors: a master of workers that serve ``config`` on the first of ``sockets``; ``target`` is not called."""
+
+    def __init__(self, config: Config, target: Any = None, sockets: Sequence[socket.socket] = ()) -> None:
+        self.config = config
+        self.sockets = sockets
+
+    def run(self) -> None:
+        """Until it is told to stop. Exits with the code of a start that failed."""
+        frozen = self.config.frozen()
+        _be_master(replace(frozen, fd=os.dup(self.sockets[0].fileno()), bind=(), uds="") if self.sockets else frozen)

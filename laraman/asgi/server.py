@@ -205,6 +205,8 @@ class Server:
             worker.config = replace(worker.config, guard="off")  # what the rest of the program does would be taken for what requests do
         for name in worker.config.listeners:
             import_module(name)
+        if config.ssl is not None:
+            worker.config = replace(worker.config, ssl_context_factory=config.first_context())
         worker.loaded = http = Http()
         http.on_load(worker, config.loaded_app)
         self.server_state._http = http
@@ -216,11 +218,12 @@ class Server:
     def _open(self, sockets: list[socket.socket] | None) -> None:
         """Listen. Sockets that were given are listened on by copies, because a Bind closes its own when nothing more is accepted."""
         config = self.config
+        scheme = "https" if config.is_ssl else "http"
         self._binds = self._worker.binds = config.binds() if sockets is None else []
         for bind in self._binds:
             bind.open()
         for sock in sockets or ():
-            bind = Bind(f"http+fd://{sock.fileno()}", config.backlog)
+            bind = Bind(f"{scheme}+fd://{sock.fileno()}", config.backlog)
             bind.open(os.dup(sock.fileno()))
             self._binds.append(bind)
 

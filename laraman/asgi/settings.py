@@ -23,8 +23,8 @@ from laraman.errors import BootError, ConfigError
 if TYPE_CHECKING:
     import asyncio
     import socket
-    import ssl
     from collections.abc import Awaitable, Callable
+    from ssl import SSLContext
 
     from laraman.asgi.lifespan import Lifespan
     from laraman.net.bind import Bind
@@ -50,7 +50,7 @@ class Config:
     """
 
     loop: Any
-    ssl: ssl.SSLContext | None
+    ssl: SSLContext | None
     http_protocol_class: type[asyncio.Protocol]
     ws_protocol_class: type[asyncio.Protocol] | None
     lifespan_class: Callable[[Config], Lifespan]
@@ -172,8 +172,10 @@ class Config:
         """Load the application and everything else that serving needs. Exits with 3 when something cannot be loaded."""
         from laraman.asgi import app
         from laraman.asgi.http import HttpConnection
+        from laraman.asgi.interfaces import ASGI2Middleware
         from laraman.asgi.lifespan import Lifespan
         from laraman.asgi.websocket import WebSocketConnection
+        from laraman.net.tls import make_context
 
         assert not self.loaded
         frozen = self.frozen()
@@ -185,10 +187,24 @@ class Config:
         if frozen.server_header and b"server" not in dict(self.encoded_headers):
             self.encoded_headers.insert(0, (b"server", b"laraman"))
         try:
+            self.ssl = make_context(frozen) if self.is_ssl else None
             self.loaded_app = app.load_app(frozen)
-        except BootError as exc:
+        except (BootError, ConfigError) as exc:
             _exit(exc)
+        if self.interface == "auto":
+            self.interface = "asgi2" if isinstance(self.loaded_app, ASGI2Middleware) else "asgi3"
         self.loaded = True
+
+    def first_context(self) -> Callable[..., SSLContext]:
+        """As ``ssl_context_factory``: first the context of ``ssl``, which may have been changed since it was made; later, new ones."""
+        from laraman.net.tls import make_context
+
+        frozen, made = self.frozen(), [self.ssl]
+
+        def context(config: Any, default: Any) -> SSLContext:
+            return (made.pop() if made else None) or make_context(frozen)
+
+        return context
 
     def setup_event_loop(self) -> NoReturn:
         """Raises AttributeError, as it does in uvicorn."""
@@ -205,7 +221,7 @@ class Config:
         """Where it says to listen; the sockets are not open yet. Raises ConfigError."""
         from laraman.asgi import http_workers
 
-        return http_workers(replace(self.frozen(), preload=False))[-1].binds
+        return http_workers(replace(self.frozen(), preload=False, reload=False))[-1].binds
 
     def bind_socket(self) -> socket.socket:
         """A socket that listens where the first of ``binds`` says, for ``Server.serve(sockets=[...])``. Exits with 3 when it cannot."""

@@ -1,0 +1,1 @@
+"""Other servers' names, for code that asks for them."""
