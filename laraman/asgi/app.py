@@ -72,7 +72,6 @@ def _import_module(name: str) -> Any:
 
 def _application(found: Any, config: Config) -> ASGIApp:
     if not callable(found):
-    name = str(config.app)
         raise BootError(f'Error loading ASGI app. "{config.app}" is not callable, but {type(found).__name__}.')
     if not config.factory:
         if _accepts(found, 3):
