@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import ast
 import asyncio
 import ipaddress
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from laraman.asgi.forwarded import ProxyHeadersMiddleware, TrustedHosts, host_and_port, parse_forwarded, reader
+from tests.asgi.service import respond, serve
+
+if TYPE_CHECKING:
+    from tests.asgi.service import Server
 
 uvicorn = pytest.importorskip("uvicorn.middleware.proxy_headers")
 
@@ -198,3 +203,79 @@ def test_forwarded_is_read_from_the_right(fields: list[str], trusted: str, clien
         scope = scope_of(headers, kind)
         reader(TrustedHosts(trusted), forwarded=True)(scope)
         assert (scope["client"], scope["scheme"]) == (client, scheme if kind == "http" else scheme.replace("http", "ws"))
+
+
+# In the server ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def anyio_backend() -> Any:
+    return "asyncio", {"use_uvloop": True}
+
+
+async def tell(scope: Any, receive: Any, send: Any) -> None:
+    told = repr((scope["client"][0], scope["scheme"])).encode()
+    if scope["type"] == "http":
+        await respond(send, told)
+        return
+    await send({"type": "websocket.accept", "headers": [(b"told", told)]})
+    await send({"type": "websocket.close"})
+
+
+UPGRADE = b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+
+
+async def asked(server: Server, fields: bytes) -> tuple[Any, Any]:
+    """What the application sees of a request with these fields and of a websocket."""
+    client = await server.connect()
+    client.write(b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n")
+    _, _, body = await client.read_response()
+    client.write(b"GET / HTTP/1.1\r\nHost: a\r\n" + fields + UPGRADE + b"\r\n")
+    head = await client.read_until(b"\r\n\r\n")
+    client.close()
+    (told,) = (line.partition(b": ")[2] for line in head.split(b"\r\n") if line.startswith(b"told: "))
+    return ast.literal_eval(body.decode()), ast.literal_eval(told.decode())
+
+
+X = b"X-Forwarded-For: 203.0.113.9, 127.0.0.1\r\nX-FORWARDED-PROTO: https\r\n"
+F = b"Forwarded: for=198.51.100.7;proto=https\r\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("options", "fields", "client", "scheme"),
+    [
+        ({}, X + F, "203.0.113.9", "https"),
+        ({}, F, "127.0.0.1", "http"),
+        ({}, b"", "127.0.0.1", "http"),
+        ({"http": "h11"}, X, "203.0.113.9", "https"),
+        ({"forwarded_allow_ips": "*"}, X, "203.0.113.9", "https"),
+        ({"forwarded_allow_ips": "192.0.2.1"}, X, "127.0.0.1", "http"),
+        ({"proxy_headers": False}, X + F, "127.0.0.1", "http"),
+        ({"forwarded": True}, X + F, "198.51.100.7", "https"),
+        ({"forwarded": True}, X, "127.0.0.1", "http"),
+        ({"forwarded": True, "proxy_headers": False}, X + F, "198.51.100.7", "https"),
+        ({"forwarded": True, "forwarded_allow_ips": "192.0.2.1"}, X + F, "127.0.0.1", "http"),
+    ],
+)
+async def test_the_server_believes_trusted_proxies(options: dict[str, Any], fields: bytes, client: str, scheme: str) -> None:
+    async with serve(tell, **options) as server:
+        assert await asked(server, fields) == ((client, scheme), (client, scheme.replace("http", "ws")))
+        assert await asked(server, b"") == (("127.0.0.1", "http"), ("127.0.0.1", "ws")), "the next request is another one"
+
+
+@pytest.mark.anyio
+async def test_the_access_line_and_the_list_of_connections_have_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "uvicorn.access")
+    rows: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        rows.extend(connection.row() for connection in server.worker.connections)
+        await respond(send)
+
+    async with serve(app, access_log=True) as server:
+        await server.ask(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Forwarded-For: [2001:db8::1]:5\r\n\r\n")
+        await server.ask(b"GET /y HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    assert lines[0] == '2001:db8::1:5 - "GET /x HTTP/1.1" 200', "as uvicorn writes it"
+    assert [(row["client"], row["peer"].startswith("127.0.0.1:")) for row in rows] == [("[2001:db8::1]:5", True), (rows[1]["peer"], True)]
