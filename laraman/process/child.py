@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib
 import logging
 import os
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from laraman import log
 from laraman.errors import BootError, Busy, ConfigError, ConnectionClosed, ConnectionLost, LaramanError
 from laraman.net.connection import Connection
-from laraman.process.children import introduce
 from laraman.process import recycle, watchers
+from laraman.process.children import introduce
 from laraman.process.daemon import reopen_output
 from laraman.process.garbage import Garbage
 from laraman.process.life import Life, load_handler

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 import selectors
 import signal
@@ -23,7 +22,7 @@ from setproctitle import setproctitle
 
 from laraman import events, log
 from laraman.errors import ConfigError, LaramanError
-from laraman.process import daemon, handover, hello, restart, watch
+from laraman.process import announce, daemon, handover, restart, watch
 from laraman.process.children import FORK_SECONDS, Child
 from laraman.process.commands import STATS, Commands
 from laraman.process.control import Control, listen
@@ -189,7 +188,7 @@ class Master:
         gc.freeze()
         self.phase = "starting"
         setproctitle(f"laraman: master {self.name}")
-        hello.say(self)
+        announce.start(self)
 
     def _open_binds(self) -> None:
         for bind in self.binds:
@@ -228,10 +227,10 @@ class Master:
             stop_timeout=config.timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout,
             exclusive=worker.exclusive,
             template=worker.template,
-        )
-        if before := self.desired.get(name):
             # But not while somebody waits to hear how a daemon's start went.
             waits=config.reload and worker.reloadable and not worker.exclusive and self.notify is None,
+        )
+        if before := self.desired.get(name):
             wanted.slots = before.slots
         kin = {name, worker.template, *(other.name for other in self.workers.values() if other.template == name)}
         adopted = [process.generation for process in self.processes if process.worker in kin]
@@ -378,11 +377,11 @@ class Master:
             case "retire" if process.state is State.READY:
                 process.retiring = str(envelope.get("reason", ""))[:MAX_REASON] or "it asked for a successor"
                 logger.info("Worker %s is replaced: %s", process, process.retiring)
+            case "reload" if process.worker == watch.NAME and self.phase != "stopping":
+                self.roll()
             case "failed":
                 process.error = str(envelope.get("error", ""))
             case "connections":
-            case "reload" if process.worker == watch.NAME and self.phase != "stopping":
-                self.roll()
                 self.commands.take_rows(process, envelope)
 
     # Exits -----------------------------------------------------------------------------------------------------------------------
@@ -436,17 +435,9 @@ class Master:
     def _report(self, process: Process, verdict: Verdict, stack: str) -> None:
         self.desired[process.worker].slots[process.slot].last_exit = process.ending
         self.deaths.append({"worker": process.worker, "slot": process.slot, "pid": process.pid, "at": time.time(), "reason": process.ending})
-        if stack:
-            logger.error("Stack of worker %s:\n%s", process, stack)
+        announce.failure(self, process, verdict, stack)
         if verdict is Verdict.ROLL_FAILED:
-            self.last_roll_error = f"the new {process.worker} workers cannot start: {why}"
-        if self.desired[process.worker].slots[process.slot].not_before == math.inf:
-            logger.error("Worker %s failed, the next change starts it again: %s", process, why)
-        elif verdict is Verdict.ROLL_FAILED:
-            logger.error("Worker %s could not start, the old ones stay: %s", process, why)
-        why = process.error or process.ending
-        elif verdict is Verdict.RESPAWN:
-            logger.error("Worker %s: %s", process, process.ending)
+            self.last_roll_error = f"the new {process.worker} workers cannot start: {process.error or process.ending}"
 
     # Signals ---------------------------------------------------------------------------------------------------------------------
 
@@ -500,4 +491,4 @@ class Master:
             self.notify.close()
         self.selector.close()
         if not self._first_boot or not self.exit_code:
-            logger.info("Stopping %s process [%d]", hello.role(self), os.getpid())
+            logger.info("Stopping %s process [%d]", announce.role(self), os.getpid())
