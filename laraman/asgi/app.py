@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from laraman.asgi.interfaces import as_asgi3, is_factory
 from laraman.errors import BootError
 
 if TYPE_CHECKING:
@@ -71,32 +72,27 @@ def _import_module(name: str) -> Any:
 
 
 def _application(found: Any, config: Config) -> ASGIApp:
+    name = str(config.app)
     if not callable(found):
-        raise BootError(f'Error loading ASGI app. "{config.app}" is not callable, but {type(found).__name__}.')
+        raise BootError(f'Error loading ASGI app. "{name}" is not callable, but {type(found).__name__}.')
     if not config.factory:
-        if _accepts(found, 3):
-            return found  # type: ignore[no-any-return]
-        if not _accepts(found, 0):
-            raise BootError(f'Error loading ASGI app. "{config.app}" takes neither (scope, receive, send) nor, as a factory, nothing.')
+        if not is_factory(found):
+            return as_asgi3(found, config.interface, name)
         logger.warning("ASGI app factory detected. Using it, but please consider setting the --factory flag explicitly.")
+    return as_asgi3(_made(found, name), config.interface, name)
+
+
+def _made(factory: Any, name: str) -> Any:
     try:
-        application = found()
+        application = factory()
     except (Exception, SystemExit) as exc:
         raise _user_error("Error loading ASGI app factory", exc) from None
+    if inspect.iscoroutine(application):
+        application.close()
+        raise BootError(f'Error loading ASGI app factory: "{name}" is async, and the application is made by a plain call.')
     if not callable(application):
-        raise BootError(f'Error loading ASGI app factory: "{config.app}" returned {type(application).__name__}, which is not callable.')
-    return application  # type: ignore[no-any-return]
-
-
-def _accepts(function: Any, count: int) -> bool:
-    """Whether it can be called with so many positional arguments. Asking the signature runs nothing, calling it to find out would."""
-    try:
-        inspect.signature(function).bind(*range(count))
-    except TypeError:
-        return False
-    except ValueError:  # a builtin without a signature; nobody writes a factory in C
-        return count == 3
-    return True
+        raise BootError(f'Error loading ASGI app factory: "{name}" returned {type(application).__name__}, which is not callable.')
+    return application
 
 
 def _user_error(what: str, exc: BaseException) -> BootError:

@@ -38,7 +38,7 @@ GATEWAY_SERVER_OPTIONS = (
     *("timeout_graceful_shutdown", "timeout_worker_healthcheck", "timeout_worker_boot"),
 )
 #: The server's options that `laraman check` has as well.
-CHECK_OPTIONS = ("app", "factory", "app_dir", "env_file", "listeners", "lifespan")
+CHECK_OPTIONS = ("app", "factory", "interface", "app_dir", "env_file", "listeners", "lifespan")
 
 
 class Parser(argparse.ArgumentParser):

@@ -27,6 +27,9 @@ def settle(values: dict[str, Any], places: dict[str, Origin]) -> None:
                 raise ConfigError(f"{places[name].name} needs a certificate as well: --ssl-certfile")
     if values.get("http2"):
         raise ConfigError(f"{places['http2'].name}: laraman speaks HTTP/1.1 and websockets; HTTP/2 is for the proxy in front of it")
+    if values.get("interface") == "wsgi":  # which has no websockets: a handshake is a request like any other to it, as in uvicorn
+        values["ws"] = "none"
+        places["ws"] = places["interface"]
 
 
 def _drop_the_weaker(one: str, other: str, values: dict[str, Any], places: dict[str, Origin]) -> None:

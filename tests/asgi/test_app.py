@@ -21,6 +21,7 @@ class Settings:
     app: str
     app_dir: str
     factory: bool = False
+    interface: str = "auto"
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_an_application_class_is_instantiated_as_a_factory(load: Any) -> None:
         ("lm_there", 'Error loading ASGI app. Import string "lm_there" must be in format "<module>:<attribute>".'),
         (":app", 'Error loading ASGI app. Import string ":app" must be in format "<module>:<attribute>".'),
         ("lm_there:number", 'Error loading ASGI app. "lm_there:number" is not callable, but int.'),
-        ("lm_there:wsgi", 'Error loading ASGI app. "lm_there:wsgi" takes neither (scope, receive, send) nor, as a factory, nothing.'),
+        ("lm_there:wsgi", 'Error loading ASGI app. "lm_there:wsgi" takes two arguments, as WSGI applications do: those need --interface wsgi.'),
         ("lm_there:empty", 'Error loading ASGI app factory: "lm_there:empty" returned NoneType, which is not callable.'),
     ],
 )
