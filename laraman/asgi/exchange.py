@@ -210,10 +210,10 @@ class Exchange(Operation):
                 more = more or self._framing == _TRAILERS
             elif len(data) < WORTH_A_COPY:
                 # Most responses: known length, one message, kept connection.
-                head += (b"content-length: %d\r\n\r\n" % self._left, data)
+                head += (b"\r\n", data)
                 data = b"".join(head)
             else:
-                connection.write(b"".join(head) + self._end_of_head())
+                connection.write(b"".join((*head, b"\r\n")))
             self.head = None
             if connection.service.access_log:
                 connection.service.log_access(self.scope, self._status)
@@ -282,6 +282,7 @@ class Exchange(Operation):
                 if length is not None or not value.isdigit() or len(value) > 18:
                     raise RuntimeError("Invalid Content-Length in the response headers.")
                 length = value
+                parts.append(b"content-length: %b\r\n" % value)
             elif kind == CONNECTION:
                 keep_alive = keep_alive and b"close" not in value.lower()
             elif kind != CODING:  # the framing is the server's
@@ -293,21 +294,24 @@ class Exchange(Operation):
             keep_alive = False
         self._keep_alive = keep_alive
         self._status = status
+        self.head = parts
         if length is None or status in _BODILESS or self.scope["method"] == "HEAD":
             self._frame_head(status, length, message)
         else:
             self._framing = _BY_LENGTH
             self._left = int(length)
         self._plain = keep_alive and self._framing == _BY_LENGTH and self.scope["http_version"] == "1.1"
-        self.head = parts
         held = service.held
         if not held:
             service.flush_heads_soon()
         held.append(self)
 
     def _frame_head(self, status: int, length: bytes | None, message: Message) -> None:
-        """Choose how the end of the body is told (RFC 9112 section 6.3). ``_left`` is the length, or -1 while it is unknown or not to be sent."""
-        self._left = -1 if length is None or status == 204 else int(length)
+        """Choose how the end of the body is told (RFC 9112 section 6.3). ``_left`` is the length, or -1 while it is unknown."""
+        self._left = -1 if length is None else int(length)
+        if status == 204 and length is not None:
+            assert self.head is not None
+            self.head = [part for part in self.head if not part.startswith(b"content-length:")]
         if status in _BODILESS:
             self._framing = _NO_BODY
         elif self.scope["method"] == "HEAD":
@@ -352,13 +356,14 @@ class Exchange(Operation):
     def _frame_first(self, head: list[bytes], body: bytes, more: bool) -> bytes:
         """The complete head and what of ``body`` goes on the wire."""
         self._settle_length(len(body), more)
-        end = self._end_of_head()  # first: framing the body counts the length down
-        return b"".join((*head, end, self._frame(body, more)))
+        return b"".join((*head, self._end_of_head(), self._frame(body, more)))
 
     def _settle_length(self, size: int, more: bool) -> None:
         """A body that is whole in its first message gets its length, not chunks."""
         if self._left < 0 and not more and self._framing not in (_NO_BODY, _WITH_TRAILERS):
             self._left = size
+            assert self.head is not None
+            self.head.append(b"content-length: %d\r\n" % size)
             if self._framing != _HEAD_ONLY:
                 self._framing = _BY_LENGTH
 
@@ -366,9 +371,7 @@ class Exchange(Operation):
         """The fields of framing and connection, and the empty line."""
         framing = self._framing
         end = b"\r\n"
-        if self._left >= 0:
-            end = b"content-length: %d\r\n\r\n" % self._left
-        elif framing in (_BY_CHUNKS, _WITH_TRAILERS) or (framing == _HEAD_ONLY and self.is_1_1):
+        if framing in (_BY_CHUNKS, _WITH_TRAILERS) or (framing == _HEAD_ONLY and self._left < 0 and self.is_1_1):
             end = b"transfer-encoding: chunked\r\n\r\n"
         elif framing == _BY_CLOSE:
             self._keep_alive = False
@@ -400,7 +403,7 @@ class Exchange(Operation):
         head = self.head
         if head is not None:
             self._settle_length(size, more)
-            head = [*head, self._end_of_head()]  # first: the length is counted down
+            head = [*head, self._end_of_head()]
         framing = self._framing
         start = end = b""
         if framing == _BY_LENGTH:

@@ -27,7 +27,7 @@ def check_field(name: Any, value: Any) -> int:
 
 def field_line(name: bytes, value: bytes, kind: int) -> bytes:
     """A checked field as it goes on the wire; kept for the next time when it asks nothing of the server."""
-    line = b"%b: %b\r\n" % (name, value)
+    line = b"%b: %b\r\n" % (name.lower(), value)
     if not kind and len(line) <= _MAX_LINE:
         if len(known_lines) >= _MAX_LINES:
             known_lines.clear()

@@ -16,17 +16,17 @@ _OWN_FIELDS = frozenset((b"connection", b"upgrade", b"sec-websocket-accept", b"s
 
 def accept_head(message: Message, offered: Sequence[str], own: Iterable[tuple[bytes, bytes]], default_headers: bytes) -> bytes:
     """The 101 for a ``websocket.accept``; ``own`` are the fields of this handshake. Raises RuntimeError for what the message may not hold."""
-    fields = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade"), *own]
+    last = []
     subprotocol = message.get("subprotocol")
     if subprotocol:
         if subprotocol not in offered or not TOKEN.fullmatch(subprotocol):
             raise RuntimeError(f"The client has not offered the subprotocol {subprotocol!r}.")
-        fields.append((b"sec-websocket-protocol", subprotocol.encode()))
+        last.append((b"Sec-WebSocket-Protocol", subprotocol.encode()))
     extra = list(message.get("headers") or ())
     for name, _ in extra:
         if name.lower() in _OWN_FIELDS:
             raise RuntimeError(f"The server sends {name.decode()!r} itself; use 'subprotocol' to choose one.")
-    return response_head(101, default_headers, fields, extra)
+    return response_head(101, default_headers, extra, last, first=((b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"), *own))
 
 
 class Denial:
@@ -37,7 +37,7 @@ class Denial:
         if not 100 <= status < 600:
             raise RuntimeError(f"Invalid HTTP status code '{status}' in response.")
         self.started = False
-        self._status = status
+        self.status = status
         self._empty = status < 200 or status in (204, 304)
         own = (b"connection", b"transfer-encoding", b"content-length" if self._empty else b"connection")
         self._fields = [(name, value) for name, value in message.get("headers") or () if name.lower() not in own]
@@ -66,4 +66,4 @@ class Denial:
         if self._left < 0 and not more and not self._empty:
             self._left = len(body)
             framing.append((b"content-length", b"%d" % len(body)))
-        return response_head(self._status, default_headers, self._fields, framing)
+        return response_head(self.status, default_headers, self._fields, framing)

@@ -10,8 +10,8 @@ States, and what moves them:
     CLOSING     our last bytes are out            the peer's close or its end, or the deadline -> CLOSED
     CLOSED      the transport is gone
 
-Reading goes a step at a time (``WebSocket.more``), and it pauses while messages wait for the application: a client that sends faster than
-the application receives costs two reads and one message of memory.
+Reading goes a step at a time (``WebSocket.more``), and it pauses while ``ws_max_queue`` messages, or 64 KiB of them, wait for the application: a
+client that sends faster than the application receives costs that, two reads and one message of memory.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from urllib.parse import quote
 from laraman.asgi.handshake import Denial, accept_head
 from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import Connection, name_text
+from laraman.protocols.http1 import status_line
 from laraman.protocols.upgrade import check_request, response_head
 from laraman.protocols.websocket import Close, WebSocket, negotiate_deflate
 from laraman.sandbox.operation import REQUEST, Operation
@@ -55,6 +56,8 @@ CLOSE_TIMEOUT = 10.0
 LINGER = 1.0
 #: Bytes of frames that may wait for one write.
 MAX_HELD = 65536
+#: Bytes of messages that may wait for the application, whatever their number.
+MAX_WAITING = 65536
 #: Bytes a client may send before it is accepted.
 MAX_EARLY = 65536
 
@@ -126,7 +129,6 @@ class WebSocketConnection(Connection):
         try:
             self._accept_value, self._offers = check_request(self.scope["headers"])
         except RemoteProtocolError as exc:
-            logger.warning("Invalid HTTP request received.")
             version = ((b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")) if exc.status_hint == 426 else ()
             self._reject(exc.status_hint, str(exc).encode(), version)
             return
@@ -137,6 +139,8 @@ class WebSocketConnection(Connection):
         self.state = CLOSED
         self._deadline = inf
         self._early = b""
+        if self._websocket is not None:
+            logger.info("connection closed")
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
@@ -146,13 +150,17 @@ class WebSocketConnection(Connection):
         self.bytes_in += len(data)
         self._heard = True
         if self._websocket is not None:
-            if self._messages and self.state is OPEN:  # the application has not kept up since the last read
+            if self._messages and self.state is OPEN and self._is_behind():
                 self._hold_reading()
             self._parse(data)
         elif self.state is CONNECTING:
             self._early += data
             if len(self._early) > MAX_EARLY:
                 self._hold_reading()
+
+    def _is_behind(self) -> bool:
+        """Whether enough waits for the application. One read may bring more messages than may wait, and the bytes of few may be many."""
+        return len(self._messages) >= self.service.config.ws_max_queue or sum(map(_size, self._messages)) > MAX_WAITING
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -288,7 +296,8 @@ class WebSocketConnection(Connection):
             else:
                 raise RuntimeError(f"Expected ASGI message 'websocket.send' or 'websocket.close', but got '{kind}'.")
         elif state is CLOSED or (state is CLOSING and not self._closed_by_app):
-            raise ClientDisconnected("the websocket is closed")
+            if kind != "websocket.close":  # that is what it is: whoever cleans up in a ``finally`` cannot know
+                raise ClientDisconnected("the websocket is closed")
         elif state is CLOSING:
             raise RuntimeError(f"Unexpected ASGI message '{kind}', after sending 'websocket.close'.")
         else:
@@ -308,11 +317,11 @@ class WebSocketConnection(Connection):
             self._accept(message)
         elif kind == "websocket.close":
             self._closed_by_app = True
-            self._log("403")
+            self._log(" 403")
             self._reject(403, b"")
         elif kind == "websocket.http.response.start":
             self._denial = Denial(message)
-            self._log(str(message["status"]))
+            self._log(" %d", message["status"])
             self.state = DENYING
         else:
             raise RuntimeError(f"Expected ASGI message 'websocket.accept', 'websocket.close' or 'websocket.http.response.start' but got '{kind}'.")
@@ -321,13 +330,14 @@ class WebSocketConnection(Connection):
         """Send the 101 (RFC 6455 section 4.2.2) and start with what came early."""
         service = self.service
         agreed = negotiate_deflate(self._offers) if service.config.ws_per_message_deflate else None
-        extension = () if agreed is None else ((b"sec-websocket-extensions", agreed[1].encode()),)
-        own = ((b"sec-websocket-accept", self._accept_value), *extension)
+        extension = () if agreed is None else ((b"Sec-WebSocket-Extensions", agreed[1].encode()),)
+        own = ((b"Sec-WebSocket-Accept", self._accept_value), *extension)
         head = accept_head(message, self.scope["subprotocols"], own, service.default_headers)
-        self._log("[accepted]")
+        self._log(" [accepted]")
         self.state = OPEN
         self._websocket = WebSocket(service.config.ws_max_size, None if agreed is None else agreed[0])
         self._write(head)
+        logger.info("connection open")
         if service.config.ws_ping_interval:
             self._next_ping = service.now + service.config.ws_ping_interval
         early, self._early = self._early, b""
@@ -358,6 +368,7 @@ class WebSocketConnection(Connection):
         self._write(self._denial.body(message.get("body", b""), more, self.service.default_headers))
         if not more:
             self._closed_by_app = True
+            self._log_rejected(self._denial.status)
             self._end({"type": "websocket.disconnect", "code": 1006, "reason": ""})
             self._half_close(LINGER)
 
@@ -394,15 +405,21 @@ class WebSocketConnection(Connection):
         content = ((b"content-type", b"text/plain; charset=utf-8"),) if body else ()
         framing = ((b"content-length", b"%d" % len(body)), (b"connection", b"close"))
         self._write(response_head(status, self.service.default_headers, fields, (*content, *framing)) + body)
+        self._log_rejected(status)
         self._end({"type": "websocket.disconnect", "code": 1006, "reason": ""})
         self._half_close(LINGER)
 
-    def _log(self, outcome: str) -> None:
+    def _log(self, outcome: str, *status: int) -> None:
+        """uvicorn's line, with its arguments: filters index them."""
         client = self.scope["client"]
         path = quote(self.scope["path"])
         if self.scope["query_string"]:
             path += "?" + self.scope["query_string"].decode("ascii", "backslashreplace")
-        logger.info('%s - "WebSocket %s" ' + outcome, f"{client[0]}:{client[1]}" if client else "", path)
+        logger.info('%s - "WebSocket %s"' + outcome, f"{client[0]}:{client[1]}" if client else "", path, *status)
+
+    def _log_rejected(self, status: int) -> None:
+        phrase = status_line(status).decode().rstrip().partition(" ")[2].partition(" ")[2]
+        logger.info("connection rejected (%d %s)", status, phrase)
 
     # The task --------------------------------------------------------------------------------------------------------------------
 
@@ -503,6 +520,10 @@ class WebSocketConnection(Connection):
                 self._websocket.rest()
             self._sent_before = self.messages_out
             self._write(self._websocket.ping())
+
+
+def _size(message: Message) -> int:
+    return len(message.get("text") or message.get("bytes") or b"")
 
 
 def _payload(message: Message) -> str | bytes:

@@ -197,7 +197,7 @@ class HeadParser:
             self.method = _METHODS[method]
         except KeyError:  # CONNECT, or a method of RTSP, which llhttp knows as well
             self._renew()
-            raise RemoteProtocolError(f"{method!r} is not served here", status_hint=501) from None
+            raise RemoteProtocolError(f"{method!r} is not served here") from None
 
     def _parse_h11(self, head: bytes) -> None:
         lengths = _LENGTHS.findall(head)
@@ -213,7 +213,7 @@ class HeadParser:
             raise RemoteProtocolError("not a request head")
         self.method = event.method.decode("ascii")
         if self.method == "CONNECT":
-            raise RemoteProtocolError("CONNECT is not served here", status_hint=501)
+            raise RemoteProtocolError("CONNECT is not served here")
         self.target = event.target
         for name, value in event.headers:
             self._on_header(name, value)

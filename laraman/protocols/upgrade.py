@@ -41,8 +41,13 @@ def check_request(headers: Headers) -> tuple[bytes, str]:
     return value, b",".join(fields.get(b"sec-websocket-extensions", ())).decode("latin-1")
 
 
-def response_head(status: int, default_headers: bytes, *fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A response head. A default field gives way to one of the same name. Raises RuntimeError for what may not stand in a field."""
+def response_head(
+    status: int, default_headers: bytes, *fields: Iterable[tuple[bytes, bytes]], first: Iterable[tuple[bytes, bytes]] = ()
+) -> bytes:
+    """A response head; ``first`` are fields that stand before the default ones.
+
+    A default field gives way to one of the same name. Raises RuntimeError for what may not stand in a field.
+    """
     parts: list[bytes] = []
     names = set()
     for name, value in (field for group in fields for field in group):
@@ -53,7 +58,7 @@ def response_head(status: int, default_headers: bytes, *fields: Iterable[tuple[b
         names.add(name.lower())
         parts += (name, b": ", value, b"\r\n")
     defaults = [line for line in default_headers.splitlines(keepends=True) if line.partition(b":")[0].lower() not in names]
-    return b"".join((status_line(status), *defaults, *parts, b"\r\n"))
+    return b"".join((status_line(status), *(b"%b: %b\r\n" % field for field in first), *defaults, *parts, b"\r\n"))
 
 
 # Messages ---------------------------------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ async def test_a_view_of_larger_items_is_counted_in_bytes() -> None:
         await respond(send, memoryview(b"abcdefgh").cast("Q"))  # type: ignore[arg-type]
 
     async with serve(app) as server:
-        assert (await server.ask(LAST)).endswith(b"content-length: 8\r\n\r\nabcdefgh")
+        assert (await server.ask(LAST)).endswith(b"content-length: 8\r\nconnection: close\r\n\r\nabcdefgh")
 
 
 @pytest.mark.parametrize("body", ["text", 5, None, ["a"]])
@@ -205,7 +205,7 @@ async def test_the_least_an_application_can_send() -> None:
         await send({"type": "http.response.body"})
 
     async with serve(app) as server:
-        assert (await server.ask(LAST)).endswith(b"content-length: 0\r\n\r\n")
+        assert (await server.ask(LAST)).endswith(b"content-length: 0\r\nconnection: close\r\n\r\n")
 
 
 async def test_an_empty_first_piece() -> None:

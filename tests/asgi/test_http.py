@@ -310,9 +310,26 @@ async def test_default_headers_come_first_and_can_be_replaced() -> None:
     async with serve(app, header=("x-extra: 2",)) as server:
         got = fields(await server.ask(LAST))
         assert got[0].startswith(b"date: ")
-        assert got[1:] == [b"x-extra: 2", b"x-a: 1", b"server: mine", b"set-cookie: a", b"set-cookie: b", b"connection: close", b"content-length: 2"]
+        assert got[1:] == [b"x-extra: 2", b"x-a: 1", b"server: mine", b"set-cookie: a", b"set-cookie: b", b"content-length: 2", b"connection: close"]
     async with serve(hello, date_header=False, server_header=False) as server:
-        assert fields(await server.ask(LAST)) == [b"connection: close", b"content-length: 5"]
+        assert fields(await server.ask(LAST)) == [b"content-length: 5", b"connection: close"]
+
+
+async def test_fields_are_in_the_applications_order() -> None:
+    """Content-Length where the application has put it, names in lower case, what the server adds behind them: as uvicorn does."""
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        await respond(send, headers=[(b"Content-Length", b"2"), (b"Content-Type", b"a/b")], status=int(scope["path"][1:]))
+
+    async with serve(app, date_header=False, server_header=False) as server:
+        for target, connection, method in ((b"/200", b"close", b"GET"), (b"/200", b"close", b"HEAD"), (b"/200", b"keep-alive", b"GET")):
+            client = await server.connect()
+            client.write(b"%b %b HTTP/1.1\r\nHost: x\r\nConnection: %b\r\n\r\n" % (method, target, connection))
+            head = await client.read_until(b"\r\n\r\n")
+            client.close()
+            closes = b"connection: close\r\n" if connection == b"close" else b""
+            assert head == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-type: a/b\r\n" + closes + b"\r\n"
+        assert (await server.ask(b"GET /204 HTTP/1.0\r\n\r\n")) == b"HTTP/1.1 204 No Content\r\ncontent-type: a/b\r\nconnection: close\r\n\r\n"
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])

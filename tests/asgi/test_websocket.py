@@ -250,7 +250,8 @@ async def test_closing_before_accepting_is_a_403(caplog: pytest.LogCaptureFixtur
         assert fields[b"date"]
         client.close()
     assert seen == [{"type": "websocket.disconnect", "code": 1006, "reason": ""}]
-    assert caplog.messages[-1].endswith('- "WebSocket /chat?q=1" 403')
+    assert caplog.messages[0].endswith('- "WebSocket /chat?q=1" 403')
+    assert caplog.messages[1:] == ["connection rejected (403 Forbidden)"]
 
 
 async def deny(send: Send, status: int, *bodies: bytes, headers: Any = ()) -> None:
@@ -781,7 +782,7 @@ async def test_a_client_with_pongs_stays() -> None:
 async def test_an_application_that_is_slow_to_receive_is_no_dead_client() -> None:
     recorder = Recorder()
     recorder.go_on.clear()
-    async with serve(recorder, **FAST) as server:
+    async with serve(recorder, **FAST, ws_max_queue=1) as server:
         client = await open_raw(server)
         (connection,) = server.worker.connections
         for _ in range(2):

@@ -251,7 +251,7 @@ def test_connect_is_refused_each_time(heads: HeadParser) -> None:
     for target in ("/", "x:80"):
         with pytest.raises(RemoteProtocolError) as caught:
             heads.parse(head(f"CONNECT {target} HTTP/1.1", "Host: x"))
-        assert caught.value.status_hint == 501
+        assert caught.value.status_hint == 400
 
 
 _PIECES = st.sampled_from(
