@@ -193,7 +193,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., S
         for name, text in (files or {}).items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_text(text)
-        listens = {"--port", "--uds", "--fd"} & {argument.partition("=")[0] for argument in arguments}
+        listens = {"--port", "--uds", "--fd", "--bind"} & {argument.partition("=")[0] for argument in arguments}
         running = Server(directory, (*arguments, *(() if listens else ("--port", "0"))), environ or {})
         started.append(running)
         if ready:

@@ -1,0 +1,243 @@
+"""The real server behind TLS, asked by clients that check its certificate."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import websockets.sync.client
+
+from tests.certificates import Authority, encrypt, first_certificate
+from tests.conftest import DEADLINE, Server, clean_environment, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+APP = """
+import asyncio, json, os
+
+def mark(word):
+    with open("marks.txt", "a") as file:
+        file.write(f"{os.getpid()} {word}\\n")
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                mark("shutdown")
+                return
+    elif scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": told(scope)})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+        mark(f"websocket {message['code']}")
+    else:
+        body = b"x" * 1_000_000 if scope["path"] == "/big" else told(scope).encode()
+        if scope["path"] == "/upload":
+            size, more = 0, True
+            while more:
+                message = await receive()
+                size, more = size + len(message["body"]), message["more_body"]
+            body = str(size).encode()
+        if scope["path"] == "/slow":
+            mark("slow")
+            await asyncio.sleep(0.5)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+        await send({"type": "http.response.body", "body": body})
+
+def told(scope):
+    seen = {name: scope[name] for name in ("scheme", "client", "server")}
+    return json.dumps({**seen, "pid": os.getpid(), "tls": scope.get("extensions", {}).get("tls")})
+"""
+
+PASSWORD = "correct horse battery staple"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certs"))
+
+
+@contextlib.contextmanager
+def connected(port: int, context: ssl.SSLContext) -> Iterator[http.client.HTTPSConnection]:
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=DEADLINE, context=context)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def ask(connection: http.client.HTTPSConnection, path: str = "/", body: bytes | None = None) -> bytes:
+    connection.request("GET" if body is None else "POST", path, body)
+    return connection.getresponse().read()
+
+
+def certificate_of(port: int, context: ssl.SSLContext) -> str:
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as raw, context.wrap_socket(raw, server_hostname="localhost") as secured:
+        return ssl.DER_cert_to_PEM_cert(secured.getpeercert(True) or b"")
+
+
+def marks(running: Server) -> str:
+    path = running.directory / "marks.txt"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_day_in_the_life_of_a_tls_server(server: Callable[..., Server], authority: Authority, tmp_path: Path, loop: str) -> None:
+    pair = authority.issue(f"server-{loop}")
+    mine = authority.issue("client", common_name="Ada Lovelace")
+    locked = encrypt(pair.key, PASSWORD)
+    running = server(
+        *("app:app", "--loop", loop, "--ssl-certfile", pair.certificate, "--ssl-keyfile", locked),
+        *("--ssl-ca-certs", authority.file, "--ssl-cert-reqs", "1"),
+        files={"app.py": APP},
+        environ={"LARAMAN_SSL_KEYFILE_PASSWORD": PASSWORD},
+    )
+    port = running.port
+    assert f"running on https://127.0.0.1:{port} (Press CTRL+C to quit)" in running.output
+    assert running.status()["server"]["addresses"] == [f"https://127.0.0.1:{port}"]
+
+    # What the application sees, on one connection and over a websocket.
+    with connected(port, authority.client()) as anonymous, connected(port, authority.client(mine)) as known:
+        seen = json.loads(ask(anonymous))
+        assert (seen["scheme"], seen["server"], seen["client"]) == ("https", ["127.0.0.1", port], list(anonymous.sock.getsockname()))
+        assert (seen["tls"]["server_cert"], seen["tls"]["client_cert_chain"]) == (first_certificate(pair), [])
+        assert (seen["tls"]["tls_version"], seen["tls"]["client_cert_name"]) == (0x0304, None)
+        assert len(ask(anonymous, "/big")) == 1_000_000
+        assert ask(anonymous, "/upload", b"y" * 500_000) == b"500000"
+        seen = json.loads(ask(known))["tls"]
+        assert (seen["client_cert_chain"][0], seen["client_cert_name"].partition(",")[0]) == (first_certificate(mine), "CN=Ada Lovelace")
+        with websockets.sync.client.connect(f"wss://127.0.0.1:{port}/", ssl=authority.client(mine)) as websocket:
+            seen = json.loads(websocket.recv(DEADLINE))
+            assert (seen["scheme"], seen["tls"]["client_cert_name"].partition(",")[0]) == ("wss", "CN=Ada Lovelace")
+            websocket.send("hello")
+            assert websocket.recv(DEADLINE) == "hello"
+            assert sorted(row["protocol"] for row in running.connections()) == ["https", "https", "websocket"]
+
+    # Whoever does not speak TLS, or shows a certificate of another authority, is not let in.
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert b"200" not in plain.recv(1000)
+    forged = Authority(tmp_path).issue("forged")
+    with connected(port, authority.client(forged)) as stranger, pytest.raises(OSError):  # noqa: PT011 - when it shows depends on the version of TLS
+        ask(stranger)
+
+    # The certificate is exchanged; what is connected goes on.
+    with connected(port, authority.client()) as old:
+        before = json.loads(ask(old))
+        authority.issue(f"server-{loop}")
+        locked = encrypt(pair.key, PASSWORD)
+        new = first_certificate(pair)
+        assert before["tls"]["server_cert"] != new
+        wait_until(lambda: certificate_of(port, authority.client()) == new, what="the new certificate")
+        assert json.loads(ask(old)) == before
+    Path(pair.certificate).write_text("broken")
+    wait_until(lambda: "cannot be used, the old ones stay" in running.output, what="the report")
+    assert certificate_of(port, authority.client()) == new
+
+    # The end: what runs is finished, a websocket is told, an idle connection and a half-made one keep nobody waiting.
+    answers = []
+    with (
+        connected(port, authority.client()) as idle,
+        connected(port, authority.client()) as busy,
+        websockets.sync.client.connect(f"wss://127.0.0.1:{port}/", ssl=authority.client()) as websocket,
+        socket.create_connection(("127.0.0.1", port), DEADLINE),
+    ):
+        ask(idle)
+        asking = threading.Thread(target=lambda: answers.append(ask(busy, "/slow")))
+        asking.start()
+        wait_until(lambda: "slow" in marks(running), what="the slow request")
+        running.process.send_signal(signal.SIGTERM)
+        websocket.recv(DEADLINE)
+        with pytest.raises(websockets.ConnectionClosed):
+            websocket.recv(DEADLINE)
+        assert websocket.close_code == 1012
+        asking.join(DEADLINE)
+        assert json.loads(answers[0])["scheme"] == "https"
+        assert running.process.wait(DEADLINE) == 0
+    assert [word.partition(" ")[2] for word in marks(running).splitlines()] == ["websocket 1000", "slow", "websocket 1012", "shutdown"]
+    assert PASSWORD not in running.output
+    assert "Traceback" not in running.output
+    assert running.output.count("cannot be used, the old ones stay") == 1
+
+
+def test_a_reload_cuts_no_handshake_off(server: Callable[..., Server], authority: Authority) -> None:
+    pair = authority.issue("reloaded")
+    running = server("app:app", "--workers", "2", *pair.options, files={"app.py": APP})
+    port, context = running.port, authority.client()
+    over, problems, pids = threading.Event(), list[object](), set[int]()
+
+    def keep_asking() -> None:
+        while not over.is_set():
+            try:
+                with connected(port, context) as connection:
+                    pids.add(json.loads(ask(connection))["pid"])
+            except (OSError, http.client.HTTPException, ValueError) as exc:
+                problems.append(exc)
+
+    askers = [threading.Thread(target=keep_asking) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    try:
+        wait_until(lambda: len(pids) >= 2, what="requests to both workers")
+        result = running.cli("reload")
+        assert result.returncode == 0, result.stderr
+        wait_until(lambda: len(pids) >= 4, what="requests to the new workers")
+        # Files that cannot be used: the old workers stay.
+        key = Path(pair.key).read_text()
+        Path(pair.key).write_text("broken")
+        result = running.cli("reload")
+        Path(pair.key).write_text(key)
+    finally:
+        over.set()
+        for asker in askers:
+            asker.join()
+    assert (result.returncode, f"--ssl-keyfile {pair.key}: there is no private key in PEM in it" in result.stderr) == (1, True)
+    assert problems == []
+    assert len(pids) == 4
+
+
+def start_and_fail(directory: Path, *arguments: str, environ: dict[str, str] | None = None) -> Any:
+    (directory / "app.py").write_text(APP)
+    return subprocess.run(
+        [sys.executable, "-m", "laraman", "app:app", "--port", "0", *arguments],
+        cwd=directory,
+        env=clean_environment(environ or {}),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+
+
+def test_files_that_cannot_be_used_are_one_line_and_no_crash_loop(authority: Authority, tmp_path: Path) -> None:
+    pair = authority.issue("locked")
+    locked = encrypt(pair.key, PASSWORD)
+    for arguments, line in (
+        (("--ssl-certfile", "/no/such.pem"), "--ssl-certfile /no/such.pem: No such file or directory"),
+        (
+            ("--workers=2", "--ssl-certfile", pair.certificate, "--ssl-keyfile", locked, "--ssl-keyfile-password", "hunter2"),
+            f"--ssl-keyfile {locked}: the key cannot be decrypted; the password is wrong",
+        ),
+        (("--preload", "--ssl-certfile", pair.certificate, "--ssl-keyfile", locked), f"--ssl-keyfile {locked}: the key is encrypted; set"),
+    ):
+        result = start_and_fail(tmp_path, *arguments)
+        assert result.returncode == 2, result.stderr
+        # The master says it once, whatever the number of workers; nothing waits at a terminal for a password.
+        assert 1 <= result.stderr.count(line) <= 2, result.stderr
+        assert "Traceback" not in result.stderr
+        assert "hunter2" not in result.stderr + result.stdout
