@@ -268,6 +268,11 @@ def test_connections_table(capsys: pytest.CaptureFixture[str]) -> None:
         "  8  http:0  out  frame     127.0.0.1:5  127.0.0.1:9100  up            1          2        3         4       5        6  1d01h  far",
     ]
     assert captured.err == "laraman: no answer from http:1\nlaraman: 3 more are not shown\n"
+    # Who stands behind a proxy has a column.
+    tables.print_connections({"rows": [{**row, **rest, "client": "203.0.113.9:0"}, {**row, **rest}]})
+    head, *lines = capsys.readouterr().out.splitlines()
+    at = head.index("CLIENT")
+    assert [line[at:].split()[0] for line in lines] == ["203.0.113.9:0", "-"]
 
 
 # Against nothing ------------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ def print_connections(answer: Envelope) -> None:
         "PROTOCOL": lambda row: row["protocol"],
         "LOCAL": lambda row: row["local"],
         "PEER": lambda row: row["peer"],
+        "CLIENT": lambda row: row.get("client"),
         "STATE": lambda row: row["state"],
         "BYTES-IN": lambda row: row["bytes_in"],
         "BYTES-OUT": lambda row: row["bytes_out"],
@@ -54,6 +55,8 @@ def print_connections(answer: Envelope) -> None:
         "AGE": lambda row: _duration(row["age"]),
         "NAME": lambda row: row.get("name"),
     }
+    if all(row.get("client", row["peer"]) == row["peer"] for row in answer["rows"]):
+        del columns["CLIENT"]  # it differs behind a proxy only
     print_table(columns, answer["rows"])
     if silent := answer.get("missing"):
         print(f"laraman: no answer from {', '.join(silent)}", file=sys.stderr)
@@ -61,7 +64,7 @@ def print_connections(answer: Envelope) -> None:
         print(f"laraman: {left_out} more are not shown", file=sys.stderr)
 
 
-_WORDS = {"WORKER", "STATE", "LAST EXIT", "DIR", "PROTOCOL", "LOCAL", "PEER", "NAME", "OPTION", "VALUE", "SOURCE"}
+_WORDS = {"WORKER", "STATE", "LAST EXIT", "DIR", "PROTOCOL", "LOCAL", "PEER", "CLIENT", "NAME", "OPTION", "VALUE", "SOURCE"}
 
 
 def print_table(columns: Mapping[str, Callable[[dict[str, Any]], object]], rows: Iterable[dict[str, Any]]) -> None:
