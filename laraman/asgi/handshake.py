@@ -1,15 +1,20 @@
-"""The HTTP of a websocket's opening (RFC 6455 section 4.2) as ASGI has it: the 101 and denial responses."""
+"""The HTTP of a websocket's opening (RFC 6455 section 4.2) as ASGI has it: the 101, denial responses, and uvicorn's lines about them."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
+from laraman.protocols.http1 import status_line
 from laraman.protocols.upgrade import TOKEN, response_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from laraman.asgi.app import Message
+    from laraman.asgi.app import Message, Scope
+
+logger = logging.getLogger("uvicorn.error")
 
 _OWN_FIELDS = frozenset((b"connection", b"upgrade", b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-protocol"))
 
@@ -67,3 +72,17 @@ class Denial:
             self._left = len(body)
             framing.append((b"content-length", b"%d" % len(body)))
         return response_head(self.status, default_headers, self._fields, framing)
+
+
+def log_answer(scope: Scope, outcome: str, *status: int) -> None:
+    """uvicorn's line, with its arguments: filters index them."""
+    client, path = scope["client"], quote(scope["path"])
+    if scope["query_string"]:
+        path += "?" + scope["query_string"].decode("ascii", "backslashreplace")
+    logger.info('%s - "WebSocket %s"' + outcome, f"{client[0]}:{client[1]}" if client else "", path, *status)
+
+
+def log_rejected(status: int) -> None:
+    """The line that uvicorn has from the websockets library."""
+    phrase = status_line(status).decode().rstrip().partition(" ")[2].partition(" ")[2]
+    logger.info("connection rejected (%d %s)", status, phrase)

@@ -21,12 +21,11 @@ import logging
 from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from laraman.asgi.handshake import Denial, accept_head
+from laraman.asgi.handshake import Denial, accept_head, log_answer, log_rejected
+from laraman.asgi.payload import payload_of, size_of
 from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import Connection, name_text
-from laraman.protocols.http1 import status_line
 from laraman.protocols.upgrade import check_request, response_head
 from laraman.protocols.websocket import Close, WebSocket, negotiate_deflate
 from laraman.sandbox.operation import REQUEST, Operation
@@ -160,7 +159,7 @@ class WebSocketConnection(Connection):
 
     def _is_behind(self) -> bool:
         """Whether enough waits for the application. One read may bring more messages than may wait, and the bytes of few may be many."""
-        return len(self._messages) >= self.service.config.ws_max_queue or sum(map(_size, self._messages)) > MAX_WAITING
+        return len(self._messages) >= self.service.config.ws_max_queue or sum(map(size_of, self._messages)) > MAX_WAITING
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -288,7 +287,7 @@ class WebSocketConnection(Connection):
                 assert self._websocket is not None
                 if self.transport.is_closing():
                     raise ClientDisconnected("the websocket is closed")
-                frame = self._websocket.send(_payload(message))
+                frame = self._websocket.send(payload_of(message))
                 self.messages_out += 1
                 self._write_soon(frame)
             elif kind == "websocket.close":
@@ -317,11 +316,11 @@ class WebSocketConnection(Connection):
             self._accept(message)
         elif kind == "websocket.close":
             self._closed_by_app = True
-            self._log(" 403")
+            log_answer(self.scope, " 403")
             self._reject(403, b"")
         elif kind == "websocket.http.response.start":
             self._denial = Denial(message)
-            self._log(" %d", message["status"])
+            log_answer(self.scope, " %d", message["status"])
             self.state = DENYING
         else:
             raise RuntimeError(f"Expected ASGI message 'websocket.accept', 'websocket.close' or 'websocket.http.response.start' but got '{kind}'.")
@@ -333,7 +332,7 @@ class WebSocketConnection(Connection):
         extension = () if agreed is None else ((b"Sec-WebSocket-Extensions", agreed[1].encode()),)
         own = ((b"Sec-WebSocket-Accept", self._accept_value), *extension)
         head = accept_head(message, self.scope["subprotocols"], own, service.default_headers)
-        self._log(" [accepted]")
+        log_answer(self.scope, " [accepted]")
         self.state = OPEN
         self._websocket = WebSocket(service.config.ws_max_size, None if agreed is None else agreed[0])
         self._write(head)
@@ -368,7 +367,7 @@ class WebSocketConnection(Connection):
         self._write(self._denial.body(message.get("body", b""), more, self.service.default_headers))
         if not more:
             self._closed_by_app = True
-            self._log_rejected(self._denial.status)
+            log_rejected(self._denial.status)
             self._end({"type": "websocket.disconnect", "code": 1006, "reason": ""})
             self._half_close(LINGER)
 
@@ -405,21 +404,9 @@ class WebSocketConnection(Connection):
         content = ((b"content-type", b"text/plain; charset=utf-8"),) if body else ()
         framing = ((b"content-length", b"%d" % len(body)), (b"connection", b"close"))
         self._write(response_head(status, self.service.default_headers, fields, (*content, *framing)) + body)
-        self._log_rejected(status)
+        log_rejected(status)
         self._end({"type": "websocket.disconnect", "code": 1006, "reason": ""})
         self._half_close(LINGER)
-
-    def _log(self, outcome: str, *status: int) -> None:
-        """uvicorn's line, with its arguments: filters index them."""
-        client = self.scope["client"]
-        path = quote(self.scope["path"])
-        if self.scope["query_string"]:
-            path += "?" + self.scope["query_string"].decode("ascii", "backslashreplace")
-        logger.info('%s - "WebSocket %s"' + outcome, f"{client[0]}:{client[1]}" if client else "", path, *status)
-
-    def _log_rejected(self, status: int) -> None:
-        phrase = status_line(status).decode().rstrip().partition(" ")[2].partition(" ")[2]
-        logger.info("connection rejected (%d %s)", status, phrase)
 
     # The task --------------------------------------------------------------------------------------------------------------------
 
@@ -520,18 +507,3 @@ class WebSocketConnection(Connection):
                 self._websocket.rest()
             self._sent_before = self.messages_out
             self._write(self._websocket.ping())
-
-
-def _size(message: Message) -> int:
-    return len(message.get("text") or message.get("bytes") or b"")
-
-
-def _payload(message: Message) -> str | bytes:
-    data = message.get("bytes")
-    if data is None:
-        data = message.get("text")
-        if isinstance(data, str):
-            return data
-    elif isinstance(data, (bytes, bytearray, memoryview)):
-        return bytes(data)
-    raise RuntimeError("A 'websocket.send' needs bytes in 'bytes' or a str in 'text'.")
