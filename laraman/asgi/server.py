@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from laraman import log
 from laraman.asgi.service import Http
 from laraman.asgi.settings import STARTUP_FAILURE
 from laraman.errors import LaramanError
@@ -163,7 +164,7 @@ class Server:
     async def _serve(self, sockets: list[socket.socket] | None) -> None:
         if not self.config.loaded:
             self.config.load()
-        logger.info("Started server process [%d]", os.getpid())
+        log.say_process("Started server")
         try:
             await self.startup(sockets=sockets)
             if not self.should_exit:
@@ -173,7 +174,7 @@ class Server:
                 if self.started:
                     await self.shutdown(sockets=sockets)
                 await self._end(sockets)
-        logger.info("Finished server process [%d]", os.getpid())
+        log.say_process("Finished server")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application and accept connections. Exits with 3 when that fails."""

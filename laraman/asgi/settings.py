@@ -50,6 +50,7 @@ class Config:
     """
 
     loop: Any
+    interface: Any
     ssl: SSLContext | None
     http_protocol_class: type[asyncio.Protocol]
     ws_protocol_class: type[asyncio.Protocol] | None
@@ -237,9 +238,9 @@ class Config:
 
     def log_running(self, binds: list[Bind]) -> None:
         """The line that launchers wait for."""
-        brand = self.frozen().log_brand.capitalize()
+        frozen = self.frozen()
         for bind in binds:
-            logger.info("%s running on %s (Press CTRL+C to quit)", brand, bind.where)
+            log.say_running(frozen, bind.where)
 
 
 def _exit(error: ConfigError | BootError) -> NoReturn:

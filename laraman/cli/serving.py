@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from laraman import log
 from laraman.cli.parsing import GATEWAY_SERVER_OPTIONS, PYPROJECT, VERBS, gateway_parser, parse, start_parser
 from laraman.config import Config, envfile
 from laraman.config.gateway import GATEWAY
@@ -47,20 +49,24 @@ def gateway(arguments: list[str]) -> int:
 
 def run(config: Config, workers: list[Worker], revalidate: Callable[[], object]) -> int:
     """Be the master of these workers, in the foreground or as a daemon."""
-    from laraman import log
     from laraman.process import handover
     from laraman.process.daemon import daemonize
     from laraman.process.master import Master
+    from laraman.process.worker import import_afresh
 
     def prepare() -> None:
+        log.configure(config)
+        import_afresh(config)
+        _tell(config)
         _import_listeners(config)
 
     added = envfile.apply(config.env_file)
     notify = daemonize(config.timeout_worker_boot + DAEMON_MARGIN) if config.daemon else None
     try:
-        log.configure(config)
-        _tell(config)
-        if not handover.pending():  # a restarted master does it when the workers are in its hands, so that an error leaves them running
+        if handover.pending():  # then the master does it, when the workers are in its hands, so that an error leaves them running
+            with suppress(ConfigError):
+                log.configure(config)
+        else:
             prepare()
         master = Master(config, workers, notify=notify, revalidate=revalidate, prepare=prepare, added=added)
     except LaramanError as exc:
@@ -84,7 +90,9 @@ def _tell(config: Config) -> None:
 
 def configured(arguments: list[str], environ: Mapping[str, str] = os.environ) -> Config:
     """The whole configuration, with an application. Raises ConfigError."""
-    return with_listeners(with_app(Config.load(vars(parse(start_parser(), arguments)), environ, PYPROJECT)))
+    config = with_listeners(with_app(Config.load(vars(parse(start_parser(), arguments)), environ, PYPROJECT)))
+    log.check(config)
+    return config
 
 
 def with_listeners(config: Config) -> Config:

@@ -20,6 +20,7 @@ from laraman.config.options import Section, Sources, choices, default_text, flag
 from laraman.config.sandbox import SANDBOX, SandboxConfig
 from laraman.config.settle import settle
 from laraman.errors import ConfigError
+from laraman.log.access import AccessFormat
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -68,6 +69,12 @@ def _size(text: str) -> int:
 def _mode(text: str) -> str:
     if not re.fullmatch(r"0?[0-7]{3}", text):
         raise ValueError(f"{text!r} is not of the form 0660")
+    return text
+
+
+def _access_format(text: str) -> str:
+    if text:
+        AccessFormat(text)
     return text
 
 
@@ -216,12 +223,16 @@ class Config:
         (), "Name:Value header added to every response; repeatable.", env=("UVICORN_HEADERS",), parse=_header, metavar="NAME:VALUE"
     )
 
-    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option("info", "Least level that is logged.")
+    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] | None = option(
+        None, "Least level that is logged; by default what the configuration of logging says, else info."
+    )
     log_config: Any = option("", "Configuration of logging: .json, .yaml, else .ini. In Python also a dict, a file or None.", metavar="PATH")
     log_brand: Literal["laraman", "uvicorn"] = option("laraman", "Name in the line that launchers wait for: `Uvicorn running on ...`.")
     access_log: bool = option(True, "Log every request.")
     access_log_format: str = option(
-        "", "Of the access log: `json`, `combined`, or like `%(method)s %(path)s %(status)d %(duration).6f`; empty for uvicorn's."
+        "",
+        "Of the access log: `json`, `combined`, or like `%(method)s %(path)s %(status)d %(duration).6f`; empty for uvicorn's.",
+        parse=_access_format,
     )
     log_file: str = option("", "Log to this file instead of stdout and stderr.", metavar="PATH")
     use_colors: bool | None = option(None, "Colour the log; by default when it goes to a terminal.")

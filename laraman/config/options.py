@@ -159,7 +159,8 @@ def kind(wanted: Field[Any]) -> type:
 
 def choices(wanted: Field[Any]) -> tuple[str, ...]:
     """The words it may be; empty when it is not a choice."""
-    return tuple(part for part in get_args(_TYPES[wanted]) if isinstance(part, str))
+    parts = get_args(_TYPES[wanted])
+    return tuple(word for part in parts for word in (part, *get_args(part)) if isinstance(word, str))  # of a Literal, or of "Literal | None"
 
 
 def default_text(wanted: Field[Any], quote: str = "") -> str:

@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 
 #: Each is where to listen. A host and a port beside a unix socket or a descriptor are no contradiction: they are not used, as in uvicorn.
 _ADDRESSES = (("fd", "uds"), ("bind", "fd"), ("bind", "uds"), ("bind", "host"), ("bind", "port"))
+#: What two options that exclude each other both say.
+_EXCLUSIVE = {**dict.fromkeys(_ADDRESSES, "where to listen"), ("log_config", "log_file"): "where the log goes"}
 #: What is only for a server that speaks TLS, which one without a certificate does not: better no start than one that is not encrypted.
 _NEEDS_CERTIFICATE = ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs", "ssl_cert_reqs")
 
 
 def settle(values: dict[str, Any], places: dict[str, Origin]) -> None:
     """Of two that exclude each other only the one from the stronger place stays. Raises ConfigError with one line that names both."""
-    for one, other in _ADDRESSES:
+    for (one, other), what in _EXCLUSIVE.items():
         if values.get(one) not in (None, "", ()) and values.get(other) not in (None, ""):
-            _drop_the_weaker(one, other, values, places)
+            _drop_the_weaker(one, other, what, values, places)
     if not values.get("ssl_certfile") and not values.get("ssl_context_factory"):
         for name in _NEEDS_CERTIFICATE:
             if values.get(name):
@@ -32,9 +34,9 @@ def settle(values: dict[str, Any], places: dict[str, Origin]) -> None:
         places["ws"] = places["interface"]
 
 
-def _drop_the_weaker(one: str, other: str, values: dict[str, Any], places: dict[str, Origin]) -> None:
+def _drop_the_weaker(one: str, other: str, what: str, values: dict[str, Any], places: dict[str, Origin]) -> None:
     if places[one].place == places[other].place:
-        raise ConfigError(f"{places[one].name} and {places[other].name} exclude each other: each says where to listen")
+        raise ConfigError(f"{places[one].name} and {places[other].name} exclude each other: each says {what}")
     weaker = max(one, other, key=lambda name: places[name].place)
     del values[weaker], places[weaker]
 

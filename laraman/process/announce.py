@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from typing import TYPE_CHECKING
 
+from laraman import log
 from laraman.process.supervisor import Verdict
 from laraman.process.watch import Watcher
 
@@ -25,11 +25,11 @@ def start(master: Master) -> None:
     for worker in master.workers.values():
         for bind in worker.binds:
             if worker.name == "http":
-                logger.info("Laraman running on %s (Press CTRL+C to quit)", bind.where)
+                log.say_running(master.config, bind.where)
             else:
                 logger.info("Worker %s listens on %s", worker.name, bind.address)
     using = "".join(f" using {watcher.using}" for watcher in watchers)
-    logger.info("%s %s process [%d]%s", "Restarted" if master.restarts else "Started", role(master), os.getpid(), using)
+    log.say_process(f"{'Restarted' if master.restarts else 'Started'} {role(master)}", using)
 
 
 def role(master: Master) -> str:

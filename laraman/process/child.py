@@ -105,7 +105,7 @@ class Run(Life):
 
     async def live(self, channel: socket.socket) -> int:
         """Boot, serve, stop. Returns the exit code."""
-        logger.info("Started server process [%d]", os.getpid())
+        log.say_process("Started server")
         _, self._channel = await self._loop.connect_accepted_socket(lambda: Connection(Ipc(), self, None, "out"), channel)
         beats = self._task(self._beat())
         code = 0
@@ -117,7 +117,7 @@ class Run(Life):
         await self.asked.wait()
         await self.end()
         beats.cancel()
-        logger.info("Finished server process [%d]", os.getpid())
+        log.say_process("Finished server")
         await self._end_channel()
         return code
 

@@ -27,7 +27,6 @@ OTHER_DEFAULTS = {
     "timeout_graceful_shutdown": (None, 8.0),  # None waits for ever for a stream that never ends; `none` says that here
     "workers": (None, 1),  # uvicorn takes WEB_CONCURRENCY for its None, else 1; here that is a variable of the option
     "forwarded_allow_ips": (None, "127.0.0.1,::1"),  # the same with FORWARDED_ALLOW_IPS
-    "log_level": (None, "info"),  # which is what uvicorn's None is with its own logging configuration
 }
 #: Words of uvicorn that are refused, with the option: both need a package that laraman has no use for, or that is not installed.
 REFUSED = {("http", "zttp"), ("loop", "zuvloop")}
