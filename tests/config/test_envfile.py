@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 def test_it_is_read_as_uvicorn_reads_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """python-dotenv itself is the measure, which is what uvicorn calls."""
     file.write_text(
-        "A=1\nexport B = 'two words'  # and a comment\n\n# a comment\nC=\"x\\ny\"\nD=${A}${SET_BEFORE}\nNOTHING\nE=\nSET_BEFORE=no\nF='multi\nline'\n"
+        "A=1\nexport B = 'two words'  # and a comment\n\n# a comment\nC=\"x\\ny\"\nSET_BEFORE=no\nD=${A}${SET_BEFORE}\nNOTHING\nE=\nF='multi\nline'\n"
     )
     monkeypatch.setenv("SET_BEFORE", "yes")
     before = dict(os.environ)
@@ -126,9 +126,11 @@ def test_workers_have_it_and_a_restart_reads_it_again(server: Callable[..., Serv
     assert len(running.processes()) == 2
     assert words() == {"COLOUR": "red", "SIZE": "big", "SHAPE": "square", "UVICORN_LIMIT_CONCURRENCY": "1"}
 
-    (running.directory / ".env").write_text("COLOUR red\n")
-    refused = running.cli("restart")
-    assert (refused.returncode, refused.stderr) == (1, "laraman: restart failed: .env: line 1 is neither NAME=value nor a comment\n")
+    for mistake, says in (("COLOUR red", "line 1 is neither NAME=value nor a comment"), ("WEB_CONCURRENCY=x", "WEB_CONCURRENCY: 'x' is neither")):
+        (running.directory / ".env").write_text(mistake)
+        refused = running.cli("restart")
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(f"laraman: restart failed: .env: {says}")
 
     (running.directory / ".env").write_text("COLOUR=green\n")
     restarted = running.cli("restart")
