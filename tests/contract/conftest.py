@@ -1,0 +1,74 @@
+"""The servers that the rows share, and the count of rows at the end of a run."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from tests.contract.serving import Running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.contract.table import Row
+
+#: Arguments of the servers: those of both, and those of laraman where it has more.
+CONFIGURATIONS: dict[str, tuple[str, ...]] = {
+    "plain": ("app:app", "--port", "{port}"),
+    "odd": (
+        *("app:app", "--port", "{port}", "--root-path", "/api", "--header", "X-A:1", "--header", "x-b: 2", "--no-server-header", "--no-date-header"),
+        *("--forwarded-allow-ips", "*", "--ws-max-size", "100", "--ws-ping-interval", "0.5", "--ws-ping-timeout", "0.5", "--timeout-keep-alive", "1"),
+        *("--ws-per-message-deflate", "false", "--reset-contextvars", "--log-level", "warning"),
+    ),
+    "off": ("app:app", "--port", "{port}", "--lifespan", "off", "--no-proxy-headers", "--no-access-log", "--ws", "none", "--limit-concurrency", "3"),
+    "h11": ("app:app", "--port", "{port}", "--http", "h11", "--forwarded-allow-ips", "127.0.0.0/8,10.0.0.0/8", "--loop", "asyncio", "--ws", "wsproto"),
+    "uds": ("app:app", "--uds", "server.sock"),
+    "ipv6": ("app:app", "--host", "::1", "--port", "{port}"),
+    "slow": ("app:app", "--port", "{port}"),
+    "tls": ("app:app", "--port", "{port}", "--ssl-keyfile", "{tls}/key.pem", "--ssl-certfile", "{tls}/cert.pem"),
+}
+
+
+#: Options that uvicorn does not have.
+MORE = {("slow", "laraman"): ("--timeout-request-header", "1")}
+
+
+class Stage:
+    """Starts each server once, when it is first asked for."""
+
+    def __init__(self, tls: str) -> None:
+        self._tls = tls
+        self._running: dict[tuple[str, str], Running] = {}
+        self._lock = threading.Lock()
+
+    def server(self, configuration: str, name: str) -> Running:
+        with self._lock:
+            if (running := self._running.get((configuration, name))) is None:
+                arguments = [argument.replace("{tls}", self._tls) for argument in CONFIGURATIONS[configuration]]
+                arguments += MORE.get((configuration, name), ())
+                running = self._running[configuration, name] = Running(name, arguments)
+        return running.ready()
+
+    def has_option(self, row: Row) -> bool:
+        return True
+
+    def close(self) -> None:
+        for running in self._running.values():
+            running.process.terminate()
+        for running in self._running.values():
+            running.stop()
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    directory = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    made = authority.issue_cert("localhost")
+    made.private_key_pem.write_to_path(str(directory / "key.pem"))
+    made.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
+    stage = Stage(str(directory))
+    yield stage
+    stage.close()

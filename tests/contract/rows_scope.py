@@ -1,0 +1,123 @@
+"""1.9: the scope, key by key, and 1.8: what proxies say of a client."""
+
+from __future__ import annotations
+
+from tests.contract.client import answers, fetch, get, post, recorded, scope, websocket_scope
+from tests.contract.table import Row
+
+EXTENSIONS = {f"http.response.{name}": {} for name in ("early_hint", "trailers", "pathsend", "zerocopysend")}
+REFUSED = ("HTTP/1.1 400 Bad Request", "Invalid HTTP request received.")
+
+
+def forwarded(*fields: str) -> bytes:
+    return get("/scope", *fields)
+
+
+ROWS = [
+    Row("1.9 type", "http", scope(get("/scope"), "type"), "http"),
+    Row("1.9 type", "websocket", websocket_scope("/scope", "type"), "websocket"),
+    Row("1.9 asgi, 1.0 6", "http", scope(get("/scope"), "asgi"), {"version": "3.0", "spec_version": "2.3"}),
+    Row("1.9 asgi", "websocket", websocket_scope("/scope", "asgi"), {"version": "3.0", "spec_version": "2.4"}),
+    Row("1.9 asgi", "lifespan", lambda server: fetch(server, "/show-lifespan")["asgi"], {"version": "3.0", "spec_version": "2.0"}),
+    Row("1.9 http_version", "1.1", scope(get("/scope"), "http_version"), "1.1"),
+    Row("1.9 http_version", "1.0", scope(get("/scope", version="1.0"), "http_version"), "1.0"),
+    Row("1.9 http_version", "websocket", websocket_scope("/scope", "http_version"), "1.1"),
+    Row("1.9 method", "GET", scope(get("/scope"), "method"), "GET"),
+    Row("1.9 method", "one of WebDAV", scope(get("/scope", method="PROPFIND"), "method"), "PROPFIND"),
+    Row("1.9 method", "websockets have none", websocket_scope("/scope", "method"), "absent"),
+    Row("1.9 scheme", "http", scope(get("/scope"), "scheme"), "http"),
+    Row("1.9 scheme", "ws", websocket_scope("/scope", "scheme"), "ws"),
+    Row("1.9 scheme, 1.0 20", "https", scope(get("/scope"), "scheme"), "https", on="tls"),
+    Row("1.9 scheme", "wss", websocket_scope("/scope", "scheme"), "wss", on="tls"),
+    Row("1.9 path, 1.0 7", "decoded, %2F too", scope(get("/a%2Fb%20c/%C3%A4?x"), "path"), "/a/b c/ä"),
+    Row("1.9 path", "what is no UTF-8 is replaced", scope(get("/%FF"), "path"), "/�"),
+    Row("1.9 path, 1.9 absolute-form", "of a URL", scope(get("http://other:1/scope/x?y"), "path", "query_string"), ["/scope/x", b"y"]),
+    Row("1.9 path", "nothing is collapsed", scope(get("//a/../b//"), "path"), "//a/../b//"),
+    Row("1.9 path", "websocket", websocket_scope("/a%2Fb%20c", "path", "raw_path"), ["/a/b c", b"/a%2Fb%20c"]),
+    Row("1.9 path, 1.9 raw_path, 1.0 7", "root_path in front", scope(get("/a%2Fb?x"), "path", "raw_path"), ["/api/a/b", b"/api/a%2Fb"], on="odd"),
+    Row("1.9 path", "root_path in front, websocket", websocket_scope("/a%2Fb", "path", "raw_path"), ["/api/a/b", b"/api/a%2Fb"], on="odd"),
+    Row("1.9 raw_path", "undecoded, without the query", scope(get("/a%2Fb%20c/%C3%A4?x"), "raw_path"), b"/a%2Fb%20c/%C3%A4"),
+    Row("1.9 query_string", "", scope(get("/scope?a=%20&b?c"), "query_string"), b"a=%20&b?c"),
+    Row("1.9 query_string", "none", scope(get("/scope"), "query_string"), b""),
+    Row("1.9 query_string", "websocket", websocket_scope("/scope?a=1&a=2", "query_string"), b"a=1&a=2"),
+    Row("1.9 root_path", "none", scope(get("/scope"), "root_path"), ""),
+    Row("1.9 root_path", "http", scope(get("/scope"), "root_path"), "/api", on="odd"),
+    Row("1.9 root_path", "websocket", websocket_scope("/scope", "root_path"), "/api", on="odd"),
+    Row(
+        *("1.9 headers, 1.0 7", "lower names, in order, duplicates kept"),
+        scope(get("/scope", "X-A: 1", "x-B:  2", "X-a: 3"), "headers"),
+        [(b"host", b"there"), (b"x-a", b"1"), (b"x-b", b"2"), (b"x-a", b"3"), (b"connection", b"close")],
+    ),
+    Row("1.9 headers", "white space behind a value", lambda server: scope(get("/scope", "X-A: 1 "), "headers")(server)[1], (b"x-a", b"1 "), (b"x-a", b"1"), "fields",
+        back=(b"x-a", b"1")),
+    Row("1.9 headers", "bytes beyond ASCII", lambda server: scope(get("/scope", "X-A: ä"), "headers")(server)[1], (b"x-a", b"\xe4")),
+    Row("1.9 headers", "empty", lambda server: scope(get("/scope", "X-A:"), "headers")(server)[1], (b"x-a", b"")),
+    Row(
+        *("1.9 headers", "websocket"),
+        lambda server: [pair for pair in websocket_scope("/scope", "headers", headers={"X-A": "1"})(server) if pair[0] in (b"host", b"x-a", b"upgrade")],
+        [(b"host", b"there"), (b"upgrade", b"websocket"), (b"x-a", b"1")],
+    ),
+    Row("1.9 client", "", scope(get("/scope"), "client"), ("127.0.0.1", "port")),
+    Row("1.9 client", "websocket", websocket_scope("/scope", "client"), ("127.0.0.1", "port")),
+    Row("1.9 client", "of a unix socket", scope(get("/scope"), "client"), None, on="uds"),
+    Row("1.9 client", "of a unix socket, websocket", websocket_scope("/scope", "client"), None, on="uds"),
+    Row("1.9 client", "IPv6", scope(get("/scope"), "client", "server"), [("::1", "port"), ("::1", "port")], on="ipv6"),
+    Row("1.9 server", "", scope(get("/scope"), "server"), ("127.0.0.1", "port")),
+    Row("1.9 server", "websocket", websocket_scope("/scope", "server"), ("127.0.0.1", "port")),
+    Row("1.9 server", "unix socket", scope(get("/scope"), "server"), ("server.sock", None), on="uds"),
+    Row("1.9 state, 1.0 7", "a copy for each request, a shallow one", lambda server: [fetch(server, "/state")["number"] for _ in range(2)], [1, 1]),
+    Row("1.9 state, 1.7 state", "what is in it is shared", lambda server: fetch(server, "/state")["shared"][:3], ["from startup", "more", "more"]),
+    Row("1.9 state", "there if there is nothing in it", scope(get("/scope"), "state"), {}, on="off"),
+    Row("1.9 state", "websocket", lambda server: websocket_scope("/scope", "state")(server)["number"], 1),
+    Row("1.9 subprotocols, 1.0 13", "", websocket_scope("/scope", "subprotocols", subprotocols=["b", "a"]), ["b", "a"]),
+    Row("1.9 subprotocols", "none", websocket_scope("/scope", "subprotocols"), []),
+    Row("1.9 extensions", "http", scope(get("/scope"), "extensions"), "absent", EXTENSIONS, "extensions"),
+    Row("1.9 extensions, 1.0 13", "websocket", websocket_scope("/scope", "extensions"), {"websocket.http.response": {}}),
+    Row(
+        *("1.9 extensions", "TLS"),
+        lambda server: sorted(scope(get("/scope"), "extensions")(server)),
+        *(sorted("absent"), sorted([*EXTENSIONS, "tls"]), "extensions"),
+        back=["tls"],
+        on="tls",
+    ),
+    Row("1.9 no Host", "httptools lets it pass", answers(get("/hello", host="")), ("HTTP/1.1 200 OK", "hello"), REFUSED, "host", back=REFUSED),
+    Row("1.9 no Host", "HTTP/1.0", answers(get("/hello", host="", version="1.0")), ("HTTP/1.1 200 OK", "hello")),
+    Row("1.9 no Host", "h11 refuses it", answers(get("/hello", host="")), ("HTTP/1.1 400 Bad Request", "Invalid HTTP request received."), on="h11"),
+    Row("1.9 OPTIONS *", "", scope(get("*", method="OPTIONS"), "path", "raw_path"), ["*", b"*"]),
+    Row("1.9 CONNECT", "", answers(get("a:1", method="CONNECT")), REFUSED),
+    # 1.8 --------------------------------------------------------------------------------------------------------------------------
+    Row("1.8 proto, 1.0 8", "http", scope(forwarded("X-Forwarded-Proto: https"), "scheme"), "https"),
+    Row("1.8 proto", "the last of a list", scope(forwarded("X-Forwarded-Proto: https, http"), "scheme"), "http"),
+    Row("1.8 proto", "the last field", scope(forwarded("X-Forwarded-Proto: https", "X-Forwarded-Proto: http"), "scheme"), "http"),
+    Row("1.8 proto", "another word", scope(forwarded("X-Forwarded-Proto: gopher"), "scheme"), "http"),
+    Row("1.8 proto", "websocket", websocket_scope("/scope", "scheme", headers={"X-Forwarded-Proto": "https"}), "wss"),
+    Row("1.8 for, 1.0 7", "port 0", scope(forwarded("X-Forwarded-For: 192.0.2.1"), "client"), ("192.0.2.1", 0)),
+    Row("1.8 for", "a port", scope(forwarded("X-Forwarded-For: 192.0.2.1:80"), "client"), ("192.0.2.1", "port")),
+    Row("1.8 for", "the first that is not trusted, from the right", scope(forwarded("X-Forwarded-For: 1.1.1.1, 2.2.2.2, ::1"), "client"), ("2.2.2.2", 0)),
+    Row("1.8 for", "all fields", scope(forwarded("X-Forwarded-For: 1.1.1.1", "X-Forwarded-For: ::1"), "client"), ("1.1.1.1", 0)),
+    Row("1.8 for", "all are trusted: the leftmost", scope(forwarded("X-Forwarded-For: ::1, 127.0.0.1"), "client"), ("::1", 0)),
+    Row("1.8 for", "IPv6 in brackets", scope(forwarded("X-Forwarded-For: [2001:db8::1]:80"), "client"), ("2001:db8::1", "port")),
+    Row("1.8 for", "a name", scope(forwarded("X-Forwarded-For: somebody"), "client"), ("somebody", 0)),
+    Row("1.8 for", "empty", scope(forwarded("X-Forwarded-For:"), "client"), ("127.0.0.1", "port")),
+    Row("1.8 for", "websocket", websocket_scope("/scope", "client", headers={"X-Forwarded-For": "192.0.2.1"}), ("192.0.2.1", 0)),
+    Row("1.8 for, 1.1 --forwarded-allow-ips", "*: the leftmost", scope(forwarded("X-Forwarded-For: 1.1.1.1, 2.2.2.2"), "client"), ("1.1.1.1", 0), on="odd"),
+    Row("1.8 others", "", scope(forwarded("Forwarded: for=1.1.1.1;proto=https", "X-Forwarded-Host: x", "X-Forwarded-Prefix: /p"), "client", "scheme", "server", "root_path"),
+        [("127.0.0.1", "port"), "http", ("127.0.0.1", "port"), ""]),
+    Row("1.8 trust", "a unix socket's peer is nobody", scope(forwarded("X-Forwarded-For: 1.1.1.1", "X-Forwarded-Proto: https"), "client", "scheme"), [None, "http"], on="uds"),
+    Row("1.8 trust, 1.1 --no-proxy-headers", "switched off", scope(forwarded("X-Forwarded-For: 1.1.1.1", "X-Forwarded-Proto: https"), "client", "scheme"),
+        [("127.0.0.1", "port"), "http"], on="off"),
+    Row("1.8 trust, 1.1 --forwarded-allow-ips", "a network", scope(forwarded("X-Forwarded-For: 1.1.1.1, 10.2.3.4"), "client"), ("1.1.1.1", 0), on="h11"),
+    # 1.7 contexts -------------------------------------------------------------------------------------------------------------------
+    Row("1.7 contextvars", "set at startup", answers(post("/context?one", "")), ("HTTP/1.1 200 OK", "unset"), ("HTTP/1.1 200 OK", "lifespan"), "context"),
+    Row(
+        *("1.7 contextvars", "of the request before, on the same connection"),
+        answers(post("/context?one", "x", close=False) + post("/context?two", "y")),
+        [("HTTP/1.1 200 OK", "unset"), ("HTTP/1.1 200 OK", "one")],
+        [("HTTP/1.1 200 OK", "lifespan"), ("HTTP/1.1 200 OK", "lifespan")],
+        *("bleed", [("HTTP/1.1 200 OK", "unset"), ("HTTP/1.1 200 OK", "unset")]),
+    ),
+    Row("1.1 --reset-contextvars", "", answers(post("/context?one", "x", close=False) + post("/context?two", "y")),
+        [("HTTP/1.1 200 OK", "unset"), ("HTTP/1.1 200 OK", "unset")], on="odd"),
+    Row("1.7 scope", "keys", lambda server: sorted(fetch(server, "/show-lifespan")), ["asgi", "state", "type"]),
+    Row("1.7 state", "noted", recorded("/note?n", 1, answers(get("/note?n"))), ["noted"]),
+]
