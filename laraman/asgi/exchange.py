@@ -492,4 +492,4 @@ class Exchange(Operation):
 
     def cancel(self) -> None:
         if self.task is not None:
-            self.task.cancel()
+            self.task.cancel("Task cancelled, timeout graceful shutdown exceeded")

@@ -27,6 +27,8 @@ from laraman.net.connection import Connection, name_text
 from laraman.protocols.http1 import HEAD_END, LOOSE_END, ChunkedBody, status_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from laraman.asgi.service import Http
     from laraman.protocols.proxy import ProxyHeader
 
@@ -74,6 +76,10 @@ class HttpConnection(Connection):
         "service",
         "tls",
     )
+
+    #: What a request becomes.
+    exchange_type: Callable[..., Exchange] = Exchange
+    websocket_type: Callable[..., WebSocketConnection] = WebSocketConnection
 
     def __init__(self, service: Http) -> None:
         super().__init__(None, None, service.worker)
@@ -196,13 +202,15 @@ class HttpConnection(Connection):
         self.worker.requests += 1
         if service.limited and service.is_full():
             logger.warning("Exceeded concurrency limit.")
+            if service.access_log:
+                service.log_access(service.scope(self), 503)
             self.refuse(503)
             return
         if heads.upgrade and self._upgrade(rest):
             return
         self.state = RESPONDING
         self.deadline = inf
-        exchange = self.exchange = Exchange(self, service.scope(self))
+        exchange = self.exchange = self.exchange_type(self, service.scope(self))
         if heads.chunked or heads.content_length:
             self._left = heads.content_length
             self._chunked = ChunkedBody(service.head_limit) if heads.chunked else None
@@ -226,7 +234,7 @@ class HttpConnection(Connection):
         if service.draining:
             self.refuse(503)
             return True
-        websocket = WebSocketConnection(service, service.websocket_scope(self))
+        websocket = self.websocket_type(service, service.websocket_scope(self))
         self.state = UPGRADED
         self.deadline = inf
         self.worker.connections.discard(self)

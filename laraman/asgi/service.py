@@ -11,7 +11,6 @@ from contextvars import Context
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
 
 from laraman import events, log
 from laraman.asgi import forwarded
@@ -21,6 +20,8 @@ from laraman.asgi.extensions import OFFERED, PATH_SEND, ZERO_COPY_SEND
 from laraman.asgi.frameworks import import_frameworks
 from laraman.asgi.http import HttpConnection
 from laraman.asgi.lifespan import Lifespan
+from laraman.asgi.logged import AccessLog, LoggedConnection
+from laraman.log.access import MESSAGE, arguments
 from laraman.net.door import Door
 from laraman.net.tls import Tls
 from laraman.protocols.http1 import HeadParser
@@ -98,7 +99,10 @@ class Http:
         self.write_timeout = config.timeout_write or math.inf
         self.limited = config.limit_concurrency is not None
         self.body_limit: float = config.limit_request_body or math.inf
-        self.access_log = log.access_enabled()
+        logs = log.access_enabled()
+        self.access_log = logs and not config.access_log_format
+        #: Writes the lines of requests when they have ended, in another format than uvicorn's.
+        self.access = AccessLog(config.access_log_format, worker) if logs and config.access_log_format else None
         #: Each scope gets a copy, for 0.1 us: what a middleware does to it is then nobody else's.
         self.extensions: dict[str, Any] = {name: {} for name in OFFERED} if config.asgi_extensions else {}
         self._root_path = config.root_path
@@ -112,7 +116,7 @@ class Http:
         self._tick()
 
     def connection(self, worker: Worker, bind: Bind) -> HttpConnection:
-        return HttpConnection(self)
+        return HttpConnection(self) if self.access is None else LoggedConnection(self)
 
     def door(self, worker: Worker, bind: Bind, factory: Callable[[], HttpConnection]) -> Door | None:
         """What connections of this address come in by, when they begin with TLS or a PROXY header."""
@@ -128,6 +132,7 @@ class Http:
 
     async def on_drain(self, worker: Worker, deadline: float | None) -> None:
         """Let what is running finish: first by itself, then with a disconnect for streams, then by cancellation, always before ``deadline``."""
+        error_logger.info("Shutting down")
         start = self.loop.time()
         soft = hard = math.inf
         if deadline is not None:
@@ -141,9 +146,14 @@ class Http:
             for exchange in self.running:
                 if isinstance(exchange, Exchange) and exchange.started:
                     exchange.disconnect()
+        said = False
         while worker.connections or self.running:
             now = self.loop.time()
             self._look_at_deadlines(now)
+            if self.running and not said and now >= start + 2 * DRAIN_TICK:
+                said = True
+                what = "connections to close" if worker.connections else "background tasks to complete"
+                error_logger.info(f"Waiting for {what}. (CTRL+C to force quit)")
             if now >= soft:
                 soft = math.inf
                 for exchange in self.running:
@@ -213,13 +223,10 @@ class Http:
     def _refresh_default_headers(self) -> None:
         config = self.config
         lines = [b"date: " + formatdate(time.time(), usegmt=True).encode()] if config.date_header else []
-        if config.server_header:
+        own = [(name.strip().lower(), value.strip()) for name, _, value in (header.partition(":") for header in config.header)]
+        if config.server_header and not any(name == "server" for name, _ in own):
             lines.append(b"server: laraman")
-        for header in config.header:
-            name, _, value = header.partition(":")
-            if config.server_header and name.strip().lower() == "server":
-                lines.remove(b"server: laraman")
-            lines.append(f"{name.strip()}: {value.strip()}".encode("latin-1"))
+        lines += (f"{name}: {value}".encode("latin-1") for name, value in own)
         self.default_headers = b"".join(line + b"\r\n" for line in lines)
 
     # Exchanges -------------------------------------------------------------------------------------------------------------------
@@ -326,17 +333,7 @@ class Http:
 
     def log_access(self, scope: Scope, status: int) -> None:
         """The access line, with uvicorn's arguments in uvicorn's order: filters index them."""
-        client = scope["client"]
-        query = scope["query_string"]
-        path = quote(scope["path"])
-        access_logger.info(
-            '%s - "%s %s HTTP/%s" %d',
-            f"{client[0]}:{client[1]}" if client else "",
-            scope.get("method", "WebSocket"),
-            f"{path}?{query.decode('ascii', 'backslashreplace')}" if query else path,
-            scope["http_version"],
-            status,
-        )
+        access_logger.info(MESSAGE, *arguments(scope, status))
 
 
 def _ends(message: Message) -> bool:

@@ -110,7 +110,7 @@ class Master:
         self.notify = notify
         self.systemd = Notifier()
         self._first_boot = True
-        self._asked_to_stop = False
+        self._asked_to_stop = self._hurried = False
         self._turn = time.monotonic()
         self._oom_kills = oom_kills()
         self.selector = selectors.DefaultSelector()
@@ -458,12 +458,11 @@ class Master:
         match number:
             case signal.SIGINT | signal.SIGTERM:
                 # Only for the impatient at a terminal: a launcher that forwards SIGTERM to a group that has got it already is not one.
-                if self._asked_to_stop and number == signal.SIGINT:
-                    logger.warning("SIGINT again: killing what is left")
-                    for wanted in self.desired.values():
-                        wanted.at_once = True
+                again = self._asked_to_stop and number == signal.SIGINT
                 self._asked_to_stop = True
                 self.stop()
+                if again:
+                    self._hurry()
             case signal.SIGQUIT:
                 self.stop(graceful=True)
             case signal.SIGHUP if self.phase != "stopping":
@@ -476,6 +475,13 @@ class Master:
                 wanted = self.desired[name]
                 wanted.count = max(1, wanted.count + (1 if number == signal.SIGTTIN else -1))
                 logger.info("Received %s, worker %s now runs %d times.", signal.Signals(number).name, name, wanted.count)
+
+    def _hurry(self) -> None:
+        """At the second Ctrl+C requests get no more time, but the application's shutdown runs; the third kills."""
+        logger.warning("SIGINT again: %s", "killing what is left" if self._hurried else "running requests are cut off (CTRL+C to kill)")
+        for wanted in self.desired.values():
+            wanted.at_once, wanted.stop_timeout = self._hurried, 0.0
+        self._hurried = True
 
     def _close(self) -> None:
         for child in list(self.children.values()):  # only when an error of our own brought us here; their channels' end stops them

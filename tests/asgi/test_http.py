@@ -598,13 +598,15 @@ async def test_a_client_that_never_reads_is_cut_off() -> None:
 
 
 async def test_limit_concurrency_answers_503(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="uvicorn.access")
     go = asyncio.Event()
 
     async def app(scope: Any, receive: Receive, send: Send) -> None:
         await go.wait()
         await respond(send)
 
-    async with serve(app, limit_concurrency=2) as server:
+    async with serve(app, limit_concurrency=2, access_log=True) as server:
+        server.service.access_log = True
         first = await server.connect()
         first.write(GET)
         async with asyncio.timeout(DEADLINE):
@@ -613,6 +615,8 @@ async def test_limit_concurrency_answers_503(caplog: pytest.LogCaptureFixture) -
         refused = await server.ask(GET)
         assert refused.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert refused.endswith(b"\r\n\r\nService Unavailable")
+        assert [record.args[2:] for record in caplog.records if record.name == "uvicorn.access"] == [("/", "1.1", 503)]  # type: ignore[index]
+        assert "Exceeded concurrency limit." in caplog.messages
         go.set()
         assert (await first.read_response())[0] == 200
         first.close()
@@ -621,7 +625,8 @@ async def test_limit_concurrency_answers_503(caplog: pytest.LogCaptureFixture) -
 # Draining -------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_draining_finishes_requests_and_closes_idle_connections() -> None:
+async def test_draining_finishes_requests_and_closes_idle_connections(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="uvicorn.error")
     go = asyncio.Event()
 
     async def app(scope: Any, receive: Receive, send: Send) -> None:
@@ -643,8 +648,30 @@ async def test_draining_finishes_requests_and_closes_idle_connections() -> None:
         assert (status, got[b"connection"]) == (200, b"close")
         async with asyncio.timeout(DEADLINE):
             await drained
+        assert caplog.messages == ["Shutting down", "Waiting for connections to close. (CTRL+C to force quit)"]
         idle.close()
         busy.close()
+
+
+async def test_work_behind_the_response_is_waited_for_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="uvicorn.error")
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        await respond(send)
+        await go.wait()
+
+    async with serve(app) as server:
+        await server.ask(LAST)
+        drained = asyncio.create_task(server.service.on_drain(server.worker, asyncio.get_running_loop().time() + 5))
+        async with asyncio.timeout(DEADLINE):
+            while len(caplog.messages) < 2:
+                await asyncio.sleep(0.01)
+        assert not drained.done()
+        go.set()
+        async with asyncio.timeout(DEADLINE):
+            await drained
+    assert caplog.messages[:2] == ["Shutting down", "Waiting for background tasks to complete. (CTRL+C to force quit)"]
 
 
 async def test_a_request_on_its_way_when_draining_begins_is_answered() -> None:

@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 
     from tests.conftest import Server
 
+#: Its shutdown takes its time, and nothing of it is to be interrupted.
+STUBBORN = """
+import asyncio
+
+async def app(scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    print("started", flush=True)
+    await receive()
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+"""
 SLOW_POST = b"POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n"
 
 
@@ -152,6 +167,18 @@ def test_a_second_ctrl_c_ends_at_once(server: Callable[..., Server]) -> None:
         press_ctrl_c(running)
         running.process.wait(DEADLINE)
         assert time.monotonic() - begun < 1.5
+    assert "running requests are cut off" in running.output
+    assert "Application shutdown complete." in running.output
+
+
+def test_a_third_ctrl_c_kills(server: Callable[..., Server]) -> None:
+    running = server("app:app", "--timeout-graceful-shutdown", "30", files={"app.py": STUBBORN})
+    wait_until(lambda: "started" in running.output)
+    for state in ("Waiting for application shutdown.", "cut off", "killing what is left"):
+        press_ctrl_c(running)
+        wait_until(lambda state=state: state in running.output)
+    running.process.wait(DEADLINE)
+    assert "Application shutdown complete." not in running.output
 
 
 def test_a_terminated_worker_finishes_its_requests_and_is_replaced(server: Callable[..., Server]) -> None:
