@@ -21,6 +21,7 @@ from laraman.asgi.frameworks import import_frameworks
 from laraman.asgi.http import HttpConnection
 from laraman.asgi.lifespan import Lifespan
 from laraman.asgi.logged import AccessLog, LoggedConnection
+from laraman.asgi.tracing import traced
 from laraman.log.access import MESSAGE, arguments
 from laraman.net.door import Door
 from laraman.net.tls import Tls
@@ -69,7 +70,7 @@ class Http:
         """Import the application, unless it is there already. Raises BootError."""
         self.worker = worker
         self.config: Config = worker.config
-        self.app: ASGIApp = load_app(self.config) if app is None else app
+        self.app: ASGIApp = traced(load_app(self.config) if app is None else app)
 
     def on_bare(self, worker: Worker) -> None:
         """In a template that outlives the application's code."""
