@@ -51,7 +51,7 @@ def send_trailers(exchange: Exchange, message: Message) -> None:
     for name, value in message.get("headers", ()):
         if check_field(name, value) in (LENGTH, CODING, CONNECTION) or name.lower() in _NO_TRAILERS:
             raise RuntimeError(f"{name.decode()!r} must not be a trailer.")
-        lines.append(b"%b: %b\r\n" % (name, value))
+        lines.append(b"%b: %b\r\n" % (name.lower(), value))
     more = message.get("more_trailers", False)
     exchange.connection.write(b"".join(lines) + (b"" if more else b"\r\n"))
     if not more:
