@@ -107,11 +107,10 @@ def _set_scheme(scope: Scope, scheme: str) -> None:
 def _client(text: str, trusted: TrustedHosts) -> tuple[str, int]:
     """The first from the right that is not trusted; the leftmost where all are."""
     hosts = [part.strip() for part in text.split(",")]
-    if not trusted.everybody:
-        for each in reversed(hosts):
-            host, port = host_and_port(each)
-            if host not in trusted:
-                return host, port
+    for each in reversed(hosts):
+        host, port = host_and_port(each)
+        if host not in trusted:
+            return host, port
     return host_and_port(hosts[0])
 
 
@@ -139,7 +138,7 @@ def _read_forwarded(scope: Scope, trusted: TrustedHosts) -> None:
     if not fields:
         return
     elements = parse_forwarded(b", ".join(fields).decode("latin-1"))
-    for element in elements if trusted.everybody else reversed(elements):
+    for element in reversed(elements):
         host, port = host_and_port(element.get("for", ""))
         if host in trusted and element is not elements[0]:
             continue

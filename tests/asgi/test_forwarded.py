@@ -59,9 +59,10 @@ def test_trust(hosts: str | list[str], trusted: list[str | None], others: list[s
 
 def test_what_is_remembered_of_peers_is_bounded() -> None:
     trusted = TrustedHosts("10.0.0.0/8")
+    assert "x" * 300 not in trusted
+    assert trusted._is_trusted.cache_info().currsize == 0, "no address is that long"
     for number in range(5000):
         assert (str(ipaddress.ip_address(number + (11 << 24))) in trusted) is False
-    assert "x" * 300 not in trusted
     info = trusted._is_trusted.cache_info()
     assert (info.currsize, info.maxsize) == (4096, 4096)
 
@@ -169,7 +170,7 @@ def test_forwarded_is_taken_apart(text: str, elements: list[dict[str, str]]) -> 
     assert parse_forwarded(text) == elements
 
 
-@pytest.mark.parametrize("text", [" " * 60000 + "x", "for=" + '"' + "\\a" * 30000, "," * 60000 + "=", "for=a;" * 10000 + " " * 1000 + "!"])
+@pytest.mark.parametrize("text", [" " * 120000 + "x", "for=" + '"' + "\\a" * 30000, "," * 60000 + "=", "for=a;" * 10000 + " " * 1000 + "!"])
 def test_a_long_forwarded_takes_no_time(text: str) -> None:
     started = time.process_time()
     assert parse_forwarded(text) == []

@@ -83,6 +83,50 @@ def test_a_unix_socket_is_open_to_a_proxy_and_unlinked_at_the_end(binds: list[Bi
     assert not path.exists()
 
 
+@pytest.mark.parametrize(("before", "mode", "after"), [(None, "", 0o666), (0o640, "", 0o640), (0o640, "0600", 0o600), (None, "770", 0o770)])
+def test_permissions_of_a_unix_socket(binds: list[Bind], tmp_path: Path, before: int | None, mode: str, after: int) -> None:
+    path = tmp_path / "x.sock"
+    if before is not None:
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(str(path))
+        path.chmod(before)
+    bind = Bind(f"unix:{path}")
+    bind.mode = mode
+    binds.append(bind)
+    umask = os.umask(0o022)
+    try:
+        bind.open()
+        assert os.umask(0o022) == 0o022, "the process's own is as it was"
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == after
+    assert bind.where == f"unix socket {path}"
+
+
+def test_a_given_socket_says_what_it_is(binds: list[Bind], tmp_path: Path) -> None:
+    path = tmp_path / "given.sock"
+    for family, address, told in (
+        (socket.AF_INET, ("127.0.0.1", 0), "http://127.0.0.1:{}"),
+        (socket.AF_INET6, ("::1", 0), "http://[::1]:{}"),
+        (socket.AF_UNIX, str(path), f"http+unix://{path}"),
+        (socket.AF_UNIX, f"\0laraman-{os.getpid()}", "http+fd://{}"),
+    ):
+        if family == socket.AF_INET6 and not os.path.exists("/proc/net/if_inet6"):
+            continue
+        given = socket.socket(family)
+        given.bind(address)
+        number = given.detach()
+        bind = Bind(f"http+fd://{number}")
+        binds.append(bind)
+        bind.open()
+        assert bind.socket is not None
+        shown = bind.socket.getsockname()[1] if family in (socket.AF_INET, socket.AF_INET6) else number
+        assert (str(bind.address), bind.key, bind.fd) == (told.format(shown), f"http+fd://{number}", number)
+        bind.close()
+        bind.unlink()
+    assert path.exists(), "it is its owner's to remove"
+
+
 def test_a_stale_unix_socket_is_replaced_and_anything_else_is_not(binds: list[Bind], tmp_path: Path) -> None:
     path = tmp_path / "x.sock"
     with socket.socket(socket.AF_UNIX) as left_behind:

@@ -224,28 +224,39 @@ async def test_what_was_accepted_elsewhere_can_be_taken_in(authority: Authority,
         writer.transport.abort()
 
 
+class Exhausted:
+    """The listening socket of a process that has no descriptors left the first time."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self.real = real
+        self.asked = 0
+
+    def accept(self) -> Any:
+        self.asked += 1
+        if self.asked == 1:
+            raise OSError(24, "Too many open files")
+        return self.real.accept()
+
+    def fileno(self) -> int:
+        return self.real.fileno()
+
+    def close(self) -> None:
+        self.real.close()
+
+
 async def test_without_descriptors_accepting_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(module, "PAUSE", 0.02)
+    monkeypatch.setattr(module, "PAUSE", 1000.0)
     async with entering(trusted=["127.0.0.1"]) as entered:
-        class Exhausted:
-            """The listening socket of a process that has no descriptors left at first."""
-
-            def __init__(self, real: socket.socket) -> None:
-                self.real = real
-                self.left = 2
-
-            def accept(self) -> Any:
-                self.left -= 1
-                if self.left >= 0:
-                    raise OSError(24, "Too many open files")
-                return self.real.accept()
-
-            def fileno(self) -> int:
-                return self.real.fileno()
-
-            def close(self) -> None:
-                self.real.close()
-
-        entered.door._socket = Exhausted(entered.door.sockets[0])  # type: ignore[assignment]
-        assert await entered.ask(LINE + b"hello") == b"('192.0.2.7', 56324)\nhello"
-    assert [record.getMessage() for record in caplog.records] == ["Nothing is accepted for 0.02 s: Too many open files"] * 2
+        door = entered.door
+        listening = Exhausted(door.sockets[0])
+        door._socket = listening  # type: ignore[assignment]
+        with entered.connect():
+            await until(lambda: listening.asked)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert listening.asked == 1, "it would be asked in each turn of the loop"
+            assert door._pause is not None
+            door._pause.cancel()
+            door._resume()  # when the pause is over
+            assert await entered.ask(LINE + b"hello") == b"('192.0.2.7', 56324)\nhello"
+    assert [record.getMessage() for record in caplog.records] == ["Nothing is accepted for 1000 s: Too many open files"]
