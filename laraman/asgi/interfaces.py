@@ -41,7 +41,7 @@ def as_asgi3(app: Any, interface: str, name: str) -> ASGIApp:
         raise BootError(f'Error loading ASGI app. "{name}" does not take ({", ".join(_ARGUMENTS[found])}), as the interface {found} asks for.')
     if found == "wsgi":
         return _wsgi(app)
-    return ASGI2Middleware(app) if found == "asgi2" else app  # type: ignore[no-any-return]
+    return ASGI2Middleware(app) if found == "asgi2" else app
 
 
 def _detect(app: Any, name: str) -> str:

@@ -19,7 +19,7 @@ import io
 import sys
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from a2wsgi import WSGIMiddleware as Adapter
 
@@ -43,7 +43,7 @@ class WSGIMiddleware:
 
     def __init__(self, app: Callable[..., Any], workers: int = THREADS) -> None:
         self.app = app
-        self._adapter: Any = Adapter(self._respond, workers=workers)
+        self._adapter: Any = Adapter(cast("Any", self._respond), workers=workers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -144,7 +144,7 @@ class _Body(io.RawIOBase):
         """Wait for at least a byte, or the end. Raises ClientGone when it breaks off."""
         exchange = self._exchange
         while not self._rest and exchange.has_more:
-            message = asyncio.run_coroutine_threadsafe(exchange.receive(), exchange.loop).result()  # type: ignore[arg-type]
+            message = asyncio.run_coroutine_threadsafe(cast("Any", exchange.receive()), exchange.loop).result()
             if message["type"] == "http.disconnect":
                 exchange.gone = True
                 raise ClientGone("the client has left before its request was complete")
