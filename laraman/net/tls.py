@@ -31,6 +31,9 @@ _SHORT = {
     "userId": "UID",
 }
 
+#: What each context that was made here sends first: the server's own certificate. Of a context nothing of the kind can be asked.
+_certificates: WeakKeyDictionary[ssl.SSLContext, str] = WeakKeyDictionary()
+
 Signature = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -45,15 +48,12 @@ class Tls:
         self._config = config
         self._files = [path for path in (config.ssl_certfile, config.ssl_keyfile, config.ssl_ca_certs) if path]
         self._loaded = self._seen = self._signature()
-        self._leaves: WeakKeyDictionary[ssl.SSLContext, str] = WeakKeyDictionary()
         self._ciphers: dict[str, int] = {}
         self.context = self._make()
 
     def _make(self) -> ssl.SSLContext:
         context = make_context(self._config)
         self._ciphers.update((cipher["name"], cipher["id"] & 0xFFFF) for cipher in context.get_ciphers())
-        if self._config.ssl_context_factory is None:
-            self._leaves[context] = _first_certificate(self._config.ssl_certfile)
         return context
 
     def _signature(self) -> Signature:
@@ -83,7 +83,7 @@ class Tls:
         chain = _client_chain(connection)
         subject: Any = (connection.getpeercert() or {}).get("subject", ()) if chain else ()
         return {
-            "server_cert": self._leaves.get(connection.context),
+            "server_cert": _certificates.get(connection.context),
             "client_cert_chain": chain,
             "client_cert_name": distinguished_name(subject) if chain else None,
             "client_cert_error": None,
@@ -153,6 +153,7 @@ def default_context(config: Any) -> ssl.SSLContext:
         except ssl.SSLError:
             raise ConfigError(f"--ssl-ciphers {config.ssl_ciphers!r} selects no cipher") from None
     context.set_alpn_protocols(["http/1.1"])
+    _certificates[context] = _first_certificate(config.ssl_certfile)
     return context
 
 

@@ -235,6 +235,12 @@ def test_a_factory_is_asked_again(tmp_path: Path) -> None:
     for _ in range(2):
         tls.look()
     assert tls.context is made[1]
+    assert tls.describe(shake_hands(tls.context, authority.client())[0])["server_cert"] == first_certificate(pair)
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(*pair)
+    tls = Tls(configured(None, ssl_context_factory=lambda config, default: own))
+    for _ in range(3):
+        tls.look()
     assert tls.describe(shake_hands(tls.context, authority.client())[0])["server_cert"] is None, "who knows what it loaded"
 
 
