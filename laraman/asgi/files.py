@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Bytes up to which a file is read whole.
 SMALL = 65536
 #: Bytes of one sendfile, after which others have their turn, and of one piece where there is no sendfile.
-STEP, PIECE = 1 << 20, 1 << 18
+STEP, PIECE = 1 << 20, 1 << 16
 
 #: preadv (2) only of what is in the page cache; Linux.
 _CACHED_ONLY: int | None = getattr(os, "RWF_NOWAIT", None)

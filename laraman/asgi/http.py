@@ -49,6 +49,8 @@ IDLE, READING, RESPONDING, DRAINING, UPGRADED, CLOSED = State
 
 #: Unparsed or unread bytes above which reading pauses.
 HIGH_WATER = READ_AHEAD
+#: Bytes of a response that wait for the client before the application does. A transport under TLS would take half a MiB, and keep it twice.
+MAX_UNREAD = 65536
 #: Seconds a client gets to read the last answer before its connection is cut.
 LINGER = 2.0
 #: Seconds an idle connection stays open when the worker stops: a request may just be on its way.
@@ -104,6 +106,8 @@ class HttpConnection(Connection):
         service = self.service
         secured = transport.get_extra_info("ssl_object")
         self.scheme = "http" if secured is None else "https"
+        if secured is not None:
+            transport.set_write_buffer_limits(MAX_UNREAD)
         self.tls = None if secured is None or service.tls is None else service.tls.describe(secured)
         announced = self.announced
         self.client = _address(self.peer if announced is None or announced.source is None else announced.source)
