@@ -77,10 +77,8 @@ class _File(logging.FileHandler):
         return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
 
 
-#: Our own handlers and whose they are.
+#: The handlers that came with the configuration, and whose they are. The application's are none of them.
 _installed: list[tuple[logging.Logger, logging.Handler]] = []
-#: The handlers whose files are opened anew at ``reopen``: those that were here when logging was configured, not the application's.
-_files: list[logging.FileHandler] = []
 
 
 def configure(config: Config) -> None:
@@ -94,19 +92,13 @@ def configure(config: Config) -> None:
     if source == "":
         _configure_built_in(config)
     elif source is not None:
-        _uninstall()
-        try:
-            configs.apply(source, config.use_colors, os.path.abspath(config.app_dir or os.curdir))
-        except ConfigError:
-            _configure_built_in(config)
-            raise
+        _configure_from(source, config)
     if config.log_level is not None:
         for logger in (_error, _access, _asgi):
             logger.setLevel(LOG_LEVELS[config.log_level])
     if not config.access_log:
         _access.handlers.clear()
         _access.propagate = False
-    _files[:] = _file_handlers()
 
 
 def check(config: Config) -> None:
@@ -129,15 +121,31 @@ def _configure_built_in(config: Config) -> None:
         logger.setLevel(logging.INFO)
 
 
+def _configure_from(source: Any, config: Config) -> None:
+    _uninstall()
+    before = _handlers()
+    try:
+        configs.apply(source, config.use_colors, os.path.abspath(config.app_dir or os.curdir))
+    except ConfigError:
+        _configure_built_in(config)
+        raise
+    _installed[:] = [pair for pair in _handlers() if pair not in before]
+
+
+def _handlers() -> list[tuple[logging.Logger, logging.Handler]]:
+    loggers = [logging.root, *(logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger))]
+    return [(logger, handler) for logger in loggers for handler in logger.handlers]
+
+
 def _uninstall() -> None:
     """Leave the loggers as if they had never been configured here."""
     for logger, handler in _installed:
         logger.removeHandler(handler)
-        logger.propagate = True
-        if isinstance(handler, _File):
+        if isinstance(handler, logging.FileHandler):
             handler.close()
     if _installed:
         for logger in (_root, _error, _access, _asgi):
+            logger.propagate = True
             logger.setLevel(logging.NOTSET)
     _installed.clear()
 
@@ -158,15 +166,9 @@ def _handler(config: Config, formatter: type[ColourizedFormatter], name: str, st
     return handler
 
 
-def _file_handlers() -> list[logging.FileHandler]:
-    loggers = [logging.root, *(logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger))]
-    handlers = {handler: None for logger in loggers for handler in logger.handlers}
-    return [handler for handler in handlers if isinstance(handler, logging.FileHandler) and handler.mode != "w"]
-
-
 def reopen() -> None:
     """Open the log files anew, after somebody has moved them away (SIGUSR1, logrotate). One that cannot be opened goes on in its old file."""
-    for handler in _files:
+    for handler in {handler for _, handler in _installed if isinstance(handler, logging.FileHandler) and handler.mode != "w"}:
         try:
             opened = handler._open()
         except OSError as exc:

@@ -168,7 +168,8 @@ def _names(text: str) -> list[str]:
     """The fields that the format asks for. Raises ValueError for one that there is none of."""
     from laraman.config.options import did_you_mean
 
-    names = list(dict.fromkeys(re.findall(r"%\((\w*)\)", text)))
+    found = (match[1] for match in re.finditer(r"%(?:%|\(([^)]*)\))", text))  # %% is no field, whatever follows
+    names = list(dict.fromkeys(name for name in found if name is not None))
     for name in names:
         if name not in FIELDS:
             raise ValueError(f"there is no field {name!r}{did_you_mean(name, FIELDS)}")

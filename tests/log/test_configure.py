@@ -14,26 +14,10 @@ from laraman.config import Config
 from laraman.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-NAMES = ("uvicorn", "uvicorn.error", "uvicorn.access")
 error = logging.getLogger("uvicorn.error")
 access = logging.getLogger("uvicorn.access")
-
-
-@pytest.fixture(autouse=True)
-def _put_back() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in NAMES]
-    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
-    for logger in loggers:
-        logger.handlers = []
-    yield
-    log.configure(Config())  # closes files
-    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
-        logger.level, logger.propagate, logger.handlers = level, propagate, handlers
-    log._installed.clear()
-    logging.getLogger("uvicorn").manager._clear_cache()  # type: ignore[attr-defined]
 
 
 def request(path: str = "/", status: int = 200, client: str = "127.0.0.1:5") -> None:
