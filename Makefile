@@ -10,6 +10,8 @@ bench:          ## compare with the peers (half an hour on a quiet machine), kee
 	scripts/venv test,bench
 	.venv/bin/python -m benchmarks.run --json benchmarks/history.jsonl
 	.venv/bin/python -m benchmarks.preload --json benchmarks/history.jsonl
+	.venv/bin/python -m benchmarks.reload --json benchmarks/history.jsonl
+	.venv/bin/python -m benchmarks.reload --watcher stat --json benchmarks/history.jsonl
 	.venv/bin/python -m benchmarks.memory --json benchmarks/history.jsonl
 	.venv/bin/python -m benchmarks.sandbox
 	$(MAKE) readme

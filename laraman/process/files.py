@@ -1,8 +1,8 @@
 """Which files matter under ``--reload``, with uvicorn's meaning of the patterns, and what has become of them, by looking at each.
 
 Differences from uvicorn, all where its patterns miss what was meant: a hidden directory is left out like a hidden file (``.venv``, ``.git``;
-the include ``.*`` lifts that as well), an installed package is no source, a directory that is excluded by a relative path is excluded, and
-without watchfiles the patterns count too.
+the include ``.*`` lifts that as well), an installed package is no source, a directory that is excluded by a relative path is excluded, an include
+that matches some directory by chance (``*``) does not put it in the place of the working directory, and without watchfiles the patterns count too.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Sources:
                 raise ConfigError(f"--reload-dir: there is no directory {name!r}")
         included = [pattern for pattern in config.reload_includes if pattern not in config.reload_excludes]
         excluded = _directories(config.reload_excludes)
-        watched = _outermost({*map(os.path.realpath, config.reload_dirs), *_directories(config.reload_includes)})
+        named = {*map(os.path.realpath, config.reload_dirs), *(os.path.realpath(name) for name in included if os.path.isdir(name))}
+        watched = _outermost({*(named or {os.path.realpath(os.curdir)}), *_directories(config.reload_includes)})
         watched = [directory for directory in watched if not _is_in(directory, excluded)]
         includes = [*(pattern for pattern in INCLUDES if pattern not in config.reload_excludes), *included]
         excludes = [*(pattern for pattern in EXCLUDES if pattern not in config.reload_includes), *config.reload_excludes]

@@ -244,6 +244,8 @@ def reconcile(desired: Mapping[str, Desired], processes: Iterable[Process], now:
 
 def _held(template: str, desired: Mapping[str, Desired], groups: Mapping[str, list[Process]]) -> list[Process]:
     """Rule 9: the templates that a reload of what is forked from them may still need."""
+    if desired[template].exclusive:  # it is none of a generation
+        return []
     rolled = [name for name, wanted in desired.items() if wanted.template == template and wanted.rolling]
     oldest = min((process.generation for name in rolled for process in groups[name] if process.live), default=None)
     return [process for process in groups[template] if process.state is State.READY and process.generation == oldest]

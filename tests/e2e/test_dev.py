@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pytest
 
 from laraman.cli.developing import configured
 from laraman.errors import ConfigError
+from tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +88,26 @@ def test_where_the_application_comes_from(directory: Path) -> None:
             load("dev")
     with pytest.raises(ConfigError, match="--entrypoint names the application already"):
         load("dev", "main.py", "-e", "a:b")
+
+
+@pytest.mark.fork
+def test_a_project_is_served(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("")
+    said = "import os\nprint(__name__, os.environ['FASTAPI_ENV'], flush=True)\n"
+    (tmp_path / "app" / "main.py").write_text(said + "from fastapi import FastAPI\nsite = FastAPI()\n")
+    output = tmp_path / "output.txt"
+    with output.open("wb") as file:
+        command = [sys.executable, "-m", "laraman", "dev", "--port", "0"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: "Application startup complete." in output.read_text(), what="the start")
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    text = output.read_text()
+    assert "app.main development\n" in text
+    assert f"Will watch for changes in these directories: ['{tmp_path.resolve()}']" in text
 
 
 @pytest.mark.parametrize("verb", ["dev", "run"])

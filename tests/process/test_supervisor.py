@@ -38,6 +38,7 @@ class World(RuleBasedStateMachine):
         self.pid = 0
         self.desired = {"http": Desired(count), "ticker": Desired(1), "gateway": Desired(1, exclusive=True)}
         self.desired |= {"template": Desired(1), "forked": Desired(2, template="template")}
+        self.desired |= {"bare": Desired(1, exclusive=True), "developed": Desired(1, template="bare", waits=True)}
         self.processes: list[Process] = []
         self.killed: set[int] = set()
         self.fatal = False
@@ -69,8 +70,10 @@ class World(RuleBasedStateMachine):
         assert len(succeeded) == len(set(succeeded)), "two slots of a worker begin to be recycled at once"
         for action in actions:
             match action:
-                case Spawn("gateway", slot, _):
-                    assert not [other for other in self.alive() if (other.worker, other.slot) == ("gateway", slot)], "two at a time"
+                case Spawn("gateway" | "bare" as worker, slot, _):
+                    assert not [other for other in self.alive() if (other.worker, other.slot) == (worker, slot)], "two at a time"
+                case Spawn("developed", _, _) if not [process for process in self.alive(State.READY) if process.worker == "bare"]:
+                    raise AssertionError("no template could fork it")
                 case Spawn("forked", _, generation) if not self.can_fork(generation, touched):
                     raise AssertionError("no template could fork it")
                 case Kill(process):
@@ -79,7 +82,7 @@ class World(RuleBasedStateMachine):
                 case Spawn(worker, slot, generation) if predecessors := self.recycled(worker, slot, generation):
                     assert all(process.retiring for process in predecessors), "nobody asked for a successor"
                     assert self.turns(worker, generation) <= {slot}, "two slots of a worker are recycled at once"
-                case Stop(process, "reload" | "recycle", _, _) if process.state is State.READY and process.worker != "gateway":
+                case Stop(process, "reload" | "recycle", _, _) if process.state is State.READY and not self.desired[process.worker].exclusive:
                     assert any(
                         other.worker == process.worker
                         and other.slot == process.slot
@@ -146,11 +149,12 @@ class World(RuleBasedStateMachine):
         served = [other for other in self.alive() if self.desired[other.worker].template == process.worker]
         verdict = judge(wanted, process, others, self.now, code=code, first_boot=first_boot, served=served)
         assert (verdict is Verdict.EXPECTED) == process.dismissed
+        assert verdict is not Verdict.FATAL or not wanted.waits
         if verdict is Verdict.ROLL_FAILED:
             give_up(self.desired, process.worker, self.alive())
         process.to(State.EXITED)
 
-    @rule(workers=st.sampled_from([["http"], ["ticker"], ["gateway"], ["template", "forked"]]))
+    @rule(workers=st.sampled_from([["http"], ["ticker"], ["gateway"], ["template", "forked"], ["developed"]]))
     def reload(self, workers: list[str]) -> None:
         for worker in workers:
             self.desired[worker].roll("reload")
@@ -178,6 +182,7 @@ class World(RuleBasedStateMachine):
         if stopping:
             for wanted in self.desired.values():
                 wanted.count = 0
+        self.desired["developed"].roll("reload")  # which may be what it waits for
         for _ in range(60):
             self.now += 1.0
             for process in self.alive():
@@ -191,7 +196,7 @@ class World(RuleBasedStateMachine):
         assert self.turn() == []
         if stopping:
             assert self.alive() == []
-            for name, count in (("http", 2), ("ticker", 1), ("template", 1), ("forked", 2)):
+            for name, count in (("http", 2), ("ticker", 1), ("template", 1), ("forked", 2), ("bare", 1), ("developed", 1)):
                 self.desired[name].count = count
 
 
