@@ -82,6 +82,8 @@ class Http:
         self.loop = asyncio.get_running_loop()
         self.tls = Tls(config) if config.ssl_certfile or config.ssl_context_factory is not None else None
         self.proxies = forwarded.TrustedHosts(config.forwarded_allow_ips)
+        if worker.slot <= 0 and (mistaken := [name for name in self.proxies.literals if "/" in name]):
+            error_logger.warning("--forwarded-allow-ips: %s is no network, so nobody is in it", ", ".join(mistaken))
         self._believes = config.proxy_headers or config.forwarded
         self._read_forwarded = forwarded.reader(self.proxies, forwarded=config.forwarded)
         self.lifespan = Lifespan(self.app, config.lifespan, timeout=config.timeout_worker_boot)
