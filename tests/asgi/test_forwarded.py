@@ -280,3 +280,9 @@ async def test_the_access_line_and_the_list_of_connections_have_the_client(caplo
     lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
     assert lines[0] == '2001:db8::1:5 - "GET /x HTTP/1.1" 200', "as uvicorn writes it"
     assert [(row["client"], row["peer"].startswith("127.0.0.1:")) for row in rows] == [("[2001:db8::1]:5", True), (rows[1]["peer"], True)]
+
+
+@pytest.mark.anyio
+async def test_a_network_that_is_none_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(tell, forwarded_allow_ips="127.0.0.1,10.0.0.1/8,proxy"):
+        assert [record.getMessage() for record in caplog.records] == ["--forwarded-allow-ips: 10.0.0.1/8 is no network, so nobody is in it"]

@@ -53,6 +53,11 @@ async def app(scope, receive, send):
                 message = await receive()
                 size, more = size + len(message["body"]), message["more_body"]
             body = str(size).encode()
+        if scope["path"] == "/wait":
+            mark("wait")
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            mark("gone")
         if scope["path"] == "/slow":
             mark("slow")
             await asyncio.sleep(0.5)
@@ -137,6 +142,15 @@ def test_a_day_in_the_life_of_a_tls_server(server: Callable[..., Server], author
     with connected(port, authority.client(forged)) as stranger, pytest.raises(OSError):  # noqa: PT011 - when it shows depends on the version of TLS
         ask(stranger)
 
+    # TLS has no half of a connection: whoever says that it sends no more is gone.
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as raw, authority.client().wrap_socket(raw, server_hostname="localhost") as secured:
+        secured.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: "wait" in marks(running), what="the request")
+        secured.setblocking(False)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            secured.unwrap()
+        wait_until(lambda: "gone" in marks(running), what="the disconnect")
+
     # The certificate is exchanged; what is connected goes on.
     with connected(port, authority.client()) as old:
         before = json.loads(ask(old))
@@ -170,15 +184,18 @@ def test_a_day_in_the_life_of_a_tls_server(server: Callable[..., Server], author
         asking.join(DEADLINE)
         assert json.loads(answers[0])["scheme"] == "https"
         assert running.process.wait(DEADLINE) == 0
-    assert [word.partition(" ")[2] for word in marks(running).splitlines()] == ["websocket 1000", "slow", "websocket 1012", "shutdown"]
+    assert [word.partition(" ")[2] for word in marks(running).splitlines()] == [
+        *("websocket 1000", "wait", "gone", "slow", "websocket 1012", "shutdown")
+    ]
     assert PASSWORD not in running.output
     assert "Traceback" not in running.output
+    assert "has no effect when using ssl" not in running.output
     assert running.output.count("cannot be used, the old ones stay") == 1
 
 
 def test_a_reload_cuts_no_handshake_off(server: Callable[..., Server], authority: Authority) -> None:
     pair = authority.issue("reloaded")
-    running = server("app:app", "--workers", "2", *pair.options, files={"app.py": APP})
+    running = server("app:app", "--workers", "2", "--preload", *pair.options, files={"app.py": APP})
     port, context = running.port, authority.client()
     over, problems, pids = threading.Event(), list[object](), set[int]()
 
