@@ -261,7 +261,6 @@ class Server:
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let requests finish within the configured time, then end the application. ``sockets`` are closed."""
-        logger.info("Shutting down")
         await self._end(sockets)
 
     async def _end(self, sockets: list[socket.socket] | None) -> None:

@@ -460,6 +460,7 @@ class Master:
                 # Only for the impatient at a terminal: a launcher that forwards SIGTERM to a group that has got it already is not one.
                 again = self._asked_to_stop and number == signal.SIGINT
                 self._asked_to_stop = True
+                logger.info("Received %s, exiting.", signal.Signals(number).name)
                 self.stop()
                 if again:
                     self._hurry()
@@ -497,4 +498,4 @@ class Master:
             self.notify.close()
         self.selector.close()
         if not self._first_boot or not self.exit_code:
-            logger.info("Stopping %s process [%d]", announce.role(self), os.getpid())
+            log.say_process(f"Stopping {announce.role(self)}")
