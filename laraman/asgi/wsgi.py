@@ -17,14 +17,14 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
-from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
+import anyio
 from a2wsgi import WSGIMiddleware as Adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from laraman.asgi.app import Message, Receive, Scope, Send
 
@@ -56,15 +56,16 @@ class WSGIMiddleware:
         try:
             await asyncio.wait({work})
         except asyncio.CancelledError:
-            exchange.gone = True
+            exchange.leave()
             await asyncio.wait({work})
-            raise
+            if isinstance(work.exception(), ClientGone | None):
+                raise
         finally:
             exchange.stop_watching()
-        if exchange.error is not None:
-            raise exchange.error
-        with suppress(ClientGone):
-            work.result()
+        raised = work.exception()
+        error = exchange.error or raised
+        if error is not None and not isinstance(error, ClientGone):
+            raise error
 
     def _respond(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
         """The application's response, in a thread of the adapter."""
@@ -94,19 +95,40 @@ class _Exchange:
         fields = dict(scope["headers"])
         #: More of the body than has been received may come.
         self.has_more = b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
-        self.receive = receive
         self.loop = asyncio.get_running_loop()
         self.gone = False
         self.error: Exception | None = None
+        self._receive = receive
         self._send = send
         self._pieces = 0
         self._watch: asyncio.Task[None] | None = None
+        #: Around what is waited for.
+        self._waits: set[anyio.CancelScope] = set()
+
+    def leave(self) -> None:
+        """Wait for the client no more."""
+        self.gone = True
+        for wait in self._waits:
+            wait.cancel()
+
+    async def _wait(self, coming: Awaitable[Any], otherwise: Any = None) -> Any:
+        with anyio.CancelScope() as scope:
+            self._waits.add(scope)
+            try:
+                return await coming
+            finally:
+                self._waits.discard(scope)
+        return otherwise
+
+    async def receive(self) -> Message:
+        gone = {"type": "http.disconnect"}
+        return gone if self.gone else await self._wait(self._receive(), gone)
 
     async def send(self, message: Message) -> None:
         if self.gone:
             return
         try:
-            await self._send(message)
+            await self._wait(self._send(message))
         except Exception as exc:
             self.error = exc
             self.gone = True
@@ -144,7 +166,7 @@ class _Body(io.RawIOBase):
         """Wait for at least a byte, or the end. Raises ClientGone when it breaks off."""
         exchange = self._exchange
         while not self._rest and exchange.has_more:
-            message = asyncio.run_coroutine_threadsafe(cast("Any", exchange.receive()), exchange.loop).result()
+            message = asyncio.run_coroutine_threadsafe(exchange.receive(), exchange.loop).result()
             if message["type"] == "http.disconnect":
                 exchange.gone = True
                 raise ClientGone("the client has left before its request was complete")

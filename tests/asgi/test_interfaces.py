@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import laraman
 from laraman.asgi.app import load_app
 from laraman.asgi.wsgi import WSGIMiddleware
 from laraman.config import Config
@@ -169,6 +170,17 @@ def test_what_is_no_such_application(found: Any, interface: str, text: str) -> N
 def test_factories_that_make_nothing() -> None:
     assert refused(make_later) == 'Error loading ASGI app factory: "it" is async, and the application is made by a plain call.'
     assert refused(lambda: None) == 'Error loading ASGI app factory: "it" returned NoneType, which is not callable.'
+
+
+@pytest.mark.parametrize(
+    ("found", "interface", "is_of"), [(app, "auto", "3.0"), (Double, "auto", "2.0"), (double, "asgi2", "2.0"), (wsgi, "wsgi", "3.0")]
+)
+def test_a_program_sees_what_was_detected(found: Any, interface: Any, is_of: str) -> None:
+    config = laraman.Config(found, interface=interface, log_config=None)
+    config.load()
+    assert config.interface == (interface if interface != "auto" else {"2.0": "asgi2", "3.0": "asgi3"}[is_of])
+    assert config.asgi_version == is_of
+    assert (config.ws_protocol_class is None) == (interface == "wsgi")
 
 
 def test_wsgi_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

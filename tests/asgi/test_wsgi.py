@@ -41,7 +41,8 @@ async def until(condition: Callable[[], Any]) -> None:
 class Endless:
     """Pieces without end, and whether they were closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, piece: bytes = b"x") -> None:
+        self.piece = piece
         self.closed = threading.Event()
         self.ended: bool | None = None
 
@@ -57,7 +58,7 @@ class Endless:
         assert operation is not None
         try:
             while not self.closed.wait(0.001):
-                yield b"x"
+                yield self.piece
         finally:
             self.ended = operation.ended
             self.closed.set()
@@ -154,17 +155,32 @@ async def test_a_body_longer_than_it_says_is_an_error_and_frees_its_thread(caplo
         assert (await server.ask(get("/ok", "connection: close"))).endswith(b"ok")
 
 
-async def test_a_request_that_is_cancelled_is_over_when_its_thread_is() -> None:
-    app = Endless()
+@pytest.mark.parametrize("waits_for", ["nothing", "a client that does not read", "a client that does not write"])
+async def test_a_request_that_is_cancelled_is_over_when_its_thread_is(waits_for: str) -> None:
+    endless = Endless(b"x" * 100_000 if waits_for == "a client that does not read" else b"x")
+    ended: list[bool] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        operation = sandbox.current()
+        assert operation is not None
+        try:
+            environ["wsgi.input"].read()
+            yield from endless(environ, start_response)
+        finally:
+            ended.append(operation.ended)
+
     async with serve(WSGIMiddleware(app, workers=1)) as server:
         client = await server.connect()
-        client.write(get())
-        await client.read_until(b"x\r\n")
+        client.write(get("/", *(["content-length: 5"] if waits_for == "a client that does not write" else [])))
+        await until(lambda: server.service.running)
+        if waits_for == "nothing":
+            await client.read_until(b"x\r\n")
+        if waits_for == "a client that does not read":
+            await until(lambda: server.service.writing)
         for exchange in list(server.service.running):
             exchange.cancel()
         await until(lambda: not server.service.running)
-        assert app.closed.is_set()
-        assert app.ended is False
+        assert ended == [False]
         client.close()
 
 

@@ -364,4 +364,4 @@ def test_djangos_two_entrances(server: Callable[..., Server]) -> None:
     running = server("main:application", "--timeout-graceful-shutdown", "2", files=files)
     assert "ASGI 'lifespan' protocol appears unsupported." in running.output
     use_django(running, streams=True)
-    use_django(server("main:wsgi", "--interface", "wsgi", files=files), streams=False)
+    use_django(server("main:get_wsgi_application", "--factory", "--interface", "wsgi", "--preload", files=files), streams=False)

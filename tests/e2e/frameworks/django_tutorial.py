@@ -1,4 +1,4 @@
-"""Django in one file, with both of its entrances: ``application`` is ASGI, ``wsgi`` is WSGI."""
+"""Django in one file, with both of its entrances: ``application`` is ASGI, ``get_wsgi_application`` makes the one of WSGI."""
 
 import asyncio
 import threading
@@ -6,7 +6,7 @@ import threading
 import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from django.core.wsgi import get_wsgi_application
+from django.core.wsgi import get_wsgi_application as get_wsgi_application
 from django.http import JsonResponse, StreamingHttpResponse
 from django.urls import path, reverse
 from django.views.decorators.csrf import csrf_exempt
@@ -93,4 +93,3 @@ urlpatterns = [
     path("broken/", broken),
 ]
 application = get_asgi_application()
-wsgi = get_wsgi_application()
