@@ -43,9 +43,10 @@ def read(source: Any) -> tuple[dict[str, Any] | RawConfigParser, str, str]:
     if isinstance(source, dict | RawConfigParser):
         return source, "log_config", ""
     if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
+        path = os.fspath(source)
+        name = path if path.isprintable() else ascii(path)
         try:
-            with open(name, encoding="utf-8") as file:
+            with open(path, encoding="utf-8") as file:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"cannot read the log configuration {name}: {getattr(exc, 'strerror', None) or exc}") from None

@@ -293,6 +293,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         log.check(config)
 
 
+def test_any_name_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^cannot read the log configuration 'a\\nb': No such file or directory$"):
+        log.check(Config(log_config="a\nb"))
+
+
 def test_checking_configures_nothing(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     path.write_text(json.dumps(CUSTOM))
