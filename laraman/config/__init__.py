@@ -146,7 +146,7 @@ class Config:
 
     ssl_keyfile: str = option("", "Private key of the certificate, in PEM.", metavar="PATH")
     ssl_certfile: str = option("", "Certificate with its chain, in PEM: speak TLS.", metavar="PATH")
-    ssl_keyfile_password: str = option("", "Password of the private key.", secret=True)
+    ssl_keyfile_password: str = option("", "Password of the private key; better in the environment, where `ps` does not show it.", secret=True)
     ssl_version: int = option(17, "TLS version, as a number of Python's ssl module; 17 is any that is safe.", low=0)
     ssl_cert_reqs: int = option(0, "Whether clients have to show a certificate: 0 no, 1 they may, 2 they must.", low=0, high=2)
     ssl_ca_certs: str = option("", "Certificates that sign the clients', in PEM.", metavar="PATH")
@@ -162,7 +162,7 @@ class Config:
         metavar="ADDRESSES",
     )
     forwarded: bool = option(False, "Believe the field Forwarded (RFC 7239) of trusted proxies instead of X-Forwarded-*.")
-    proxy_protocol: bool = option(False, "Expect the PROXY protocol, version 1 or 2, from trusted proxies.")
+    proxy_protocol: bool = option(False, "Expect the PROXY protocol, version 1 or 2, from trusted proxies, and refuse everybody else.")
 
     reload: bool = option(False, "Reload when files change; for development.")
     reload_dirs: tuple[str, ...] = option(

@@ -27,9 +27,9 @@ _DROP_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0,
 class Bind:
     """One listening socket.
 
-    ``key`` is the address as it was asked for, ``address`` the one in use: after ``open`` it has the port that the kernel picked for
-    port 0, and tells where a descriptor ``fd`` that was given to us listens. The socket is non-blocking and is closed on exec.
-    ``mode`` are the permissions of a unix socket, in octal; when it is empty 0666, or those of the socket that it replaces.
+    ``key`` is the address as it was asked for, with TLS or without: a restart may change that. ``address`` is the one in use: after ``open`` it
+    has the port that the kernel picked for port 0, and tells where a descriptor ``fd`` that was given to us listens. The socket is non-blocking
+    and is closed on exec. ``mode`` are the permissions of a unix socket, in octal; when it is empty 0666, or those of the socket that it replaces.
     """
 
     __slots__ = ("_unlink", "address", "backlog", "fd", "key", "mode", "socket")
@@ -37,7 +37,7 @@ class Bind:
     def __init__(self, address: str | Address, backlog: int = 2048) -> None:
         """Raises ConfigError when the address cannot be parsed."""
         self.address = address if isinstance(address, Address) else parse_address(address)
-        self.key = str(self.address)
+        self.key = str(replace(self.address, scheme=self.address.scheme.replace("https", "http")))
         self.fd = self.address.fd
         self.backlog = backlog
         self.mode = ""

@@ -143,10 +143,13 @@ def test_a_unix_socket_keeps_the_permissions_of_the_one_it_replaces(tmp_path: Pa
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
     path.chmod(0o640)
-    with own_process(tmp_path, [*LARAMAN, "--uds", str(path), "--no-access-log"]):
+    with own_process(tmp_path, [*LARAMAN, "--uds", str(path), "--no-access-log", "--forwarded-allow-ips", "*"]):
         wait_until(lambda: "Application startup complete" in (tmp_path / "output.txt").read_text(), what="the start")
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
         assert ask(str(path)) == {"scheme": "http", "client": None, "server": [str(path), None]}
+        # Nobody on a unix socket has an address, so its proxies are trusted where everybody is.
+        proxied = GET.replace(b"Host", b"X-Forwarded-For: 203.0.113.9\r\nHost")
+        assert ask(str(path), proxied)["client"] == ["203.0.113.9", 0]
     assert not path.exists()
 
 

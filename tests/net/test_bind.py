@@ -157,6 +157,11 @@ def test_a_descriptor_is_taken_over_and_must_be_a_stream(binds: list[Bind]) -> N
         Bind("fd:987").open()
 
 
+def test_a_restart_finds_its_socket_when_it_now_speaks_tls() -> None:
+    assert Bind("https://127.0.0.1:8443").key == Bind("http://127.0.0.1:8443").key == "http://127.0.0.1:8443"
+    assert Bind("https+unix:///run/x").key == "http+unix:///run/x"
+
+
 def test_an_inherited_socket_is_found_again_with_its_port(binds: list[Bind], tmp_path: Path) -> None:
     for address in ("tcp://127.0.0.1:0", f"unix:{tmp_path}/x.sock"):
         first = Bind(address)
