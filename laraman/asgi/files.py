@@ -11,12 +11,12 @@ A disk may be slow, and the loop serves others: what the page cache does not hav
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from anyio.to_thread import run_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +30,9 @@ STEP, PIECE = 1 << 20, 1 << 16
 
 #: preadv (2) only of what is in the page cache; Linux.
 _CACHED_ONLY: int | None = getattr(os, "RWF_NOWAIT", None)
-#: What sendfile says of files that it cannot send.
+#: What sendfile says of files that it cannot send, and of clients that are gone.
 _UNABLE = frozenset((errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
+_GONE = frozenset((errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH))
 
 
 async def send_file(exchange: Exchange, fd: int, offset: int, count: int | None, *, more: bool) -> int:
@@ -93,13 +94,12 @@ async def _sendfile(exchange: Exchange, fd: int, offset: int, size: int) -> int:
                 await _writable(connection, out)
                 continue
             except OSError as exc:
-                if exc.errno in _UNABLE and not sent:
-                    break
-                if exc.errno != errno.EIO:  # not the file's fault: the client is gone
+                if exc.errno in _GONE:
                     connection.transport.abort()
                     exchange.disconnect(gone=True)
-                    break
-                raise
+                elif exc.errno not in _UNABLE or sent:
+                    raise
+                break
             if not done:
                 raise RuntimeError(_shortened(size - sent))
             sent += done
@@ -159,7 +159,13 @@ async def _promptly(function: Callable[..., Any], fd: int, count: int, offset: i
     """``function(*args)``, which reads this part of the file: here if it is in the page cache, else in a thread."""
     if _is_cached(fd, offset) and _is_cached(fd, offset + count - 1):
         return function(*args)
-    return await run_sync(function, *args)
+    work = asyncio.get_running_loop().run_in_executor(None, partial(function, *args))
+    try:
+        return await asyncio.shield(work)
+    finally:  # never before the thread is done, whoever cancels: the descriptors it has are closed then, and may soon be something else's
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((work,))
 
 
 def _is_cached(fd: int, offset: int) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import random
 import socket
 import ssl
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -214,18 +216,54 @@ async def test_a_file_that_the_kernel_cannot_send_is_read(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("size", [10, 2 * MIB])
 async def test_what_is_not_in_memory_is_not_waited_for_on_the_loop(tmp_path: Path, tls: Any, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    threads: list[Any] = []
-    run_sync = files.run_sync
+    threads = set()
+    for function in (os.pread, os.sendfile):
 
-    async def counted(function: Any, *args: Any) -> Any:
-        threads.append(function)
-        return await run_sync(function, *args)
+        def watched(*args: int, function: Any = function) -> Any:
+            threads.add(threading.current_thread())
+            return function(*args)
 
+        monkeypatch.setattr(os, function.__name__, watched)
     monkeypatch.setattr(files, "_CACHED_ONLY", None)
-    monkeypatch.setattr(files, "run_sync", counted)
     async with serve(Messages(start(length(size)), whole(made(tmp_path, size))), tls) as server:
         assert (await server.ask(LAST)).endswith(b"\r\n\r\n" + content(size))
     assert threads
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("size", [10, 2 * MIB])
+async def test_a_file_is_not_closed_under_the_thread_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    pread, sendfile = os.pread, os.sendfile
+    descriptors: list[int] = []
+
+    def slow(function: Any, *args: int) -> Any:
+        reading.set()
+        assert go_on.wait(DEADLINE)
+        descriptors.extend(os.fstat(fd).st_size for fd in (args[0], args[1]) if function is sendfile or fd == args[0])
+        return function(*args)
+
+    monkeypatch.setattr(os, "pread", functools.partial(slow, pread))
+    monkeypatch.setattr(os, "sendfile", functools.partial(slow, sendfile))
+    monkeypatch.setattr(files, "_CACHED_ONLY", None)
+    app = Messages(start(length(size)), whole(made(tmp_path, size)))
+    async with serve(app) as server:
+        client = await server.connect()
+        client.write(GET)
+        async with asyncio.timeout(DEADLINE):
+            while not reading.is_set():
+                await asyncio.sleep(0.01)
+            (exchange,) = server.service.running
+            for _ in range(3):
+                exchange.cancel()
+                await asyncio.sleep(0.02)
+            assert not app.over
+            go_on.set()
+            while not app.over:
+                await asyncio.sleep(0.01)
+        assert size in descriptors
+        assert isinstance(app.raised, asyncio.CancelledError)
+        client.close()
 
 
 # What goes wrong ------------------------------------------------------------------------------------------------------------------
@@ -273,6 +311,33 @@ async def test_a_file_that_shrinks_is_no_whole_response(tmp_path: Path, framed: 
         assert not response.endswith(b"0\r\n\r\n")
     assert isinstance(app.raised, RuntimeError)
     assert "has become shorter" in str(app.raised)
+
+
+async def test_a_file_that_is_closed_too_early_is_the_applications_error(tmp_path: Path) -> None:
+    path = made(tmp_path, 32 * MIB)
+    closed = asyncio.Event()
+    raised: list[BaseException] = []
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        await send(start())
+        with path.open("rb") as file:
+            sending = asyncio.create_task(send({"type": "http.response.zerocopysend", "file": file}))  # type: ignore[arg-type]
+            await stalled(server)
+        closed.set()
+        try:
+            await sending
+        except OSError as exc:
+            raised.append(exc)
+            raise
+
+    async with serve(app) as server:
+        sock = await connect_slowly(server)
+        sock.send(GET)
+        async with asyncio.timeout(DEADLINE):
+            await closed.wait()
+        assert not (await read_rest(sock)).endswith(b"0\r\n\r\n")
+        sock.close()
+    assert raised[0].errno == errno.EBADF  # type: ignore[attr-defined]
 
 
 async def test_a_client_that_leaves_costs_nothing(tmp_path: Path, tls: Any, caplog: pytest.LogCaptureFixture) -> None:
