@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from laraman import config as options
 from laraman import log
 from laraman.config import OPTIONS, SERVER, envfile, gateway, sandbox
-from laraman.config.options import COMMAND_LINE, Origin, Sources, choices, did_you_mean
+from laraman.config.options import COMMAND_LINE, Origin, Sources, did_you_mean
 from laraman.config.settle import remarks, settle
 from laraman.errors import BootError, ConfigError
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("uvicorn.error")
 
-#: Numbers of the words, the highest first.
-LEVELS = {word: log.TRACE if word == "trace" else int(getattr(logging, word.upper())) for word in choices(OPTIONS["log_level"])}
 #: The exit code of what could not start.
 STARTUP_FAILURE = 3
 #: For most options None is "not given". For these it is "no such limit", or "leave logging as it is".
@@ -82,7 +80,6 @@ class Config:
         self.callback_notify = callback_notify
         self.timeout_notify = timeout_notify
         self.loaded = False
-        self._log_level_given = given.get("log_level") is not None
         self.env_file: str | os.PathLike[str]
         if self.env_file:
             logger.info("Loading environment from '%s'", self.env_file)
@@ -121,7 +118,7 @@ class Config:
         if name in _TABLES and isinstance(value, dict):
             return _TABLES[name](Sources({}, {}, f"Config(): {name}"), value)
         if name == "log_level" and isinstance(value, int):
-            return next((word for word, level in LEVELS.items() if level <= value), "trace")
+            return next((word for word, level in log.LOG_LEVELS.items() if level <= value), "trace")
         if name in ("http", "ws") and isinstance(value, type):
             value = f"{value.__module__}:{value.__qualname__}"
         if isinstance(value, list | tuple | set):

@@ -27,8 +27,8 @@ _SERVER, _SETTINGS, _LOG = "laraman.asgi.server", "laraman.asgi.settings", "lara
 MODULES: dict[str, dict[str, str]] = {
     "uvicorn": {"Config": _SETTINGS, "Server": _SERVER, "run": "laraman.running", "main": "laraman.cli", "__version__": f"{__name__}:VERSION"},
     "uvicorn.config": {
-        **{"Config": _SETTINGS, "STARTUP_FAILURE": _SETTINGS, "LOG_LEVELS": f"{_SETTINGS}:LEVELS"},
-        **{"LOGGING_CONFIG": _LOG},
+        **{"Config": _SETTINGS, "STARTUP_FAILURE": _SETTINGS},
+        **{"LOGGING_CONFIG": _LOG, "LOG_LEVELS": _LOG},
     },
     "uvicorn.main": {"Config": _SETTINGS, "Server": _SERVER, "STARTUP_FAILURE": _SETTINGS, "run": "laraman.running", "main": "laraman.cli"},
     "uvicorn.server": {"Config": _SETTINGS, "Server": _SERVER, "ServerState": _SERVER, "HANDLED_SIGNALS": _SERVER},
