@@ -27,6 +27,7 @@ from laraman.asgi.settings import STARTUP_FAILURE
 from laraman.errors import LaramanError
 from laraman.net.bind import Bind
 from laraman.process import recycle, watchers
+from laraman.process.garbage import Garbage
 from laraman.process.life import Life
 from laraman.process.worker import Worker
 
@@ -76,9 +77,22 @@ class _Life(Life):
     def __init__(self, worker: Worker, server: Server) -> None:
         super().__init__(worker, asyncio.get_running_loop())
         self._server = server
+        self._retiring = False
+        #: Only where the process is the server's alone: a program's own objects are the program's affair.
+        self.garbage: Garbage | None = None
+
+    def on_prepare(self) -> None:
+        if self._server.owns_process:
+            self.garbage = Garbage()
+
+    def on_ready(self) -> None:
+        if self.garbage is not None:
+            self.garbage.settle()
 
     def retire(self, reason: str) -> None:
-        self._server.retire(reason)
+        if not self._retiring:
+            self._retiring = True
+            self._server.retire(reason)
 
 
 class Server:
@@ -97,7 +111,8 @@ class Server:
         self.lifespan: Lifespan | None = None
         self._captured_signals: list[int] = []
         self._should_exit = self._force_exit = False
-        self._owns_process = False
+        #: Whether the process is there for this server: its loop is, and it runs in the main thread.
+        self.owns_process = False
         self._worker = Worker("http")
         self._life: _Life | None = None
         self._binds: list[Bind] = []
@@ -152,7 +167,7 @@ class Server:
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve in an event loop of its own until it is told to stop."""
-        self._owns_process = threading.current_thread() is threading.main_thread()
+        self.owns_process = threading.current_thread() is threading.main_thread()
         with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
             runner.run(self.serve(sockets))
 
@@ -202,7 +217,7 @@ class Server:
         worker.config = config.frozen()
         # How many requests it serves is looked at by `on_tick`, with a number that is known.
         worker.config = replace(worker.config, limit_max_requests=None)
-        if config.guard is None and not self._owns_process:
+        if config.guard is None and not self.owns_process:
             worker.config = replace(worker.config, guard="off")  # what the rest of the program does would be taken for what requests do
         for name in worker.config.listeners:
             import_module(name)
@@ -248,6 +263,8 @@ class Server:
         if limit is not None and self.server_state.total_requests >= limit:
             logger.info("Maximum request limit of %d exceeded. Terminating process.", limit)
             return True
+        if counter % 10 == 0 and self._life is not None and self._life.garbage is not None:
+            self._life.garbage.look(self._worker.requests, self._worker.in_flight, self._worker.loop.time())
         if counter % 10 == 0 and self._watch is not None and (reason := self._watch.look(self._worker.loop.time())):
             logger.info("Terminating process: %s.", reason)
             return True
@@ -270,6 +287,8 @@ class Server:
                 bind.turn_away()
             self._ask_stop()
             await self._life.end()
+            if self._life.garbage is not None:
+                self._life.garbage.undo()
             self._life = None
         for opened in (*self._binds, *(sockets or ())):
             opened.close()
@@ -285,7 +304,9 @@ class Server:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {handled: signal.signal(handled, self.handle_exit) for handled in HANDLED_SIGNALS}
+        # The end of a terminal ends a process, but it can do so in order.
+        hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else []
+        before = {handled: signal.signal(handled, self.handle_exit) for handled in (*HANDLED_SIGNALS, *hangup)}
         try:
             yield
         finally:

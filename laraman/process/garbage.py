@@ -42,6 +42,12 @@ class Garbage:
         gc.collect()
         gc.freeze()
 
+    def undo(self) -> None:
+        """The process goes on without a worker: as it was."""
+        if self._ours:
+            gc.set_threshold(*_ORIGINAL[1])
+        gc.unfreeze()
+
     def look(self, requests: int, in_flight: int, now: float) -> bool:
         """Collect everything if nobody waits for this process and there is something new; whether it did. ``requests`` have come so far."""
         cpu = time.process_time()

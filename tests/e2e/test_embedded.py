@@ -186,6 +186,13 @@ def test_what_ends_a_program(program: Any, library: str, number: int, code: int,
     assert "Traceback" not in running.output
 
 
+def test_the_end_of_its_terminal_ends_it_in_order(program: Any) -> None:
+    running = program(run_with("laraman"))
+    running.says("running on")
+    assert running.end(signal.SIGHUP) == -signal.SIGHUP
+    assert "lifespan is over" in running.output
+
+
 @both
 def test_streams_of_sse_starlette_end_with_the_server(program: Any, library: str) -> None:
     running = program(run_with(library, options=", timeout_graceful_shutdown=100"), app_py=STREAM)
