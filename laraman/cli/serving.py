@@ -120,6 +120,7 @@ def _gateway_configured(arguments: list[str], environ: Mapping[str, str]) -> Con
     parsed = vars(parse(gateway_parser(), arguments))
     own = {name: parsed.pop(name) for name in GATEWAY.options if name in parsed}
     config = Config.load(parsed, environ, PYPROJECT, only=(*GATEWAY_SERVER_OPTIONS, "gateway"), gateway=own)
+    log.check(config)
     port = int(config.gateway.listen.rpartition(":")[2])  # which is its name, unless it has another
     return replace(config, port=port, gateway=replace(config.gateway, embedded=True))
 

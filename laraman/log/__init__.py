@@ -86,6 +86,7 @@ def configure(config: Config) -> None:
 
     Raises ConfigError when the configuration cannot be used or the log file cannot be opened; then the built-in configuration counts.
     """
+    ColourizedFormatter.stays = not (config.daemon or config.log_file)
     source = config.log_config
     if source == "" and LOGGING_CONFIG != _BUILT_IN:
         source = LOGGING_CONFIG
@@ -152,9 +153,6 @@ def _uninstall() -> None:
 
 def _handler(config: Config, formatter: type[ColourizedFormatter], name: str, stream: TextIO) -> logging.Handler:
     handler: logging.Handler
-    use_colors = config.use_colors
-    if config.log_file or config.daemon:
-        use_colors = bool(use_colors)  # what is a terminal now will be a file
     if config.log_file:
         try:
             handler = _File(config.log_file)
@@ -162,7 +160,7 @@ def _handler(config: Config, formatter: type[ColourizedFormatter], name: str, st
             raise ConfigError(f"cannot open the log file {config.log_file}: {exc.strerror}") from None
     else:
         handler = logging.StreamHandler(stream)
-    handler.setFormatter(formatter(_BUILT_IN["formatters"][name]["fmt"], use_colors=use_colors))
+    handler.setFormatter(formatter(_BUILT_IN["formatters"][name]["fmt"], use_colors=config.use_colors))
     return handler
 
 

@@ -29,6 +29,9 @@ class ColourizedFormatter(logging.Formatter):
     What is added is gone from the record afterwards: other handlers see it as it was made.
     """
 
+    #: Whether what is a terminal now will still be one when lines are written.
+    stays = True
+
     def __init__(
         self, fmt: str | None = None, datefmt: str | None = None, style: Literal["%", "{", "$"] = "%", use_colors: bool | None = None
     ) -> None:
@@ -37,7 +40,7 @@ class ColourizedFormatter(logging.Formatter):
 
     def should_use_colors(self) -> bool:
         """Whether there are colours where nobody has said so: on a terminal."""
-        return sys.stdout.isatty()
+        return self.stays and sys.stdout.isatty()
 
     def color_level_name(self, level_name: str, level_no: int) -> str:
         return coloured(level_name, *_codes(_LEVEL_COLOURS.get(level_no)))
@@ -67,7 +70,7 @@ class DefaultFormatter(ColourizedFormatter):
     """For the log of errors, which goes to stderr."""
 
     def should_use_colors(self) -> bool:
-        return sys.stderr.isatty()
+        return self.stays and sys.stderr.isatty()
 
 
 class AccessFormatter(ColourizedFormatter):
