@@ -7,7 +7,8 @@
 The servers run side by side, and each round saves once for each in turn, the order rotated, when nothing else is going on; a request is tried
 every 2 ms until its answer is the new one. Requests that fail meanwhile are counted. ``stat`` hides watchfiles from the servers.
 
-    median_ms, least_ms, most_ms, quartiles_ms (the middle half)      failed     requests that were refused, reset or not answered within 5 s
+    median_ms, lower_ms, upper_ms (between these is the middle half), least_ms, most_ms
+    failed      requests that were refused, reset or not answered within 5 s
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.run import ROOT, Failed, _free_ports, facts
+from benchmarks.run import ROOT, Failed, _free_ports, facts, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,18 +164,7 @@ def measure(source: str, names: list[str], watcher: str, rounds: int) -> dict[st
 
 def summary(values: list[float]) -> dict[str, float]:
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median_ms": median, "least_ms": min(values), "most_ms": max(values), "lower_ms": lower, "upper_ms": upper}
-
-
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    lines = ["| save to first answer | median ms | middle half | least..most | failed | x uvicorn |", "|---|--:|--:|--:|--:|--:|"]
-    for app, servers in results.items():
-        peer = servers.get("uvicorn")
-        for name, r in servers.items():
-            ratio = f"{r['median_ms'] / peer['median_ms']:.2f}" if peer else ""
-            spread = f"{r['lower_ms']:.0f}..{r['upper_ms']:.0f} | {r['least_ms']:.0f}..{r['most_ms']:.0f}"
-            lines.append(f"| {app}, {name} | {r['median_ms']:.0f} | {spread} | {r['failed']:.0f} | {ratio} |")
-    return "\n".join(lines)
+    return {"median_ms": median, "lower_ms": lower, "upper_ms": upper, "least_ms": min(values), "most_ms": max(values)}
 
 
 def main() -> None:
@@ -185,12 +175,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--json", type=Path, metavar="FILE", help="append one line with the results to this file")
     options = parser.parse_args()
-    results = {app: measure(APPS[app], options.servers, options.watcher, options.rounds) for app in options.apps}
-    print(table(results))
+    results = {}
+    for app in options.apps:
+        scenario = f"reload-{app}-{options.watcher}"
+        results[scenario] = measure(APPS[app], options.servers, options.watcher, options.rounds)
+        print(table(scenario, results[scenario]), end="\n\n")
     if options.json:
         with options.json.open("a") as history:
-            line = facts() | {"rounds": options.rounds, "watcher": options.watcher, "results": {"reload": results}}
-            history.write(json.dumps(line) + "\n")
+            history.write(json.dumps(facts() | {"rounds": options.rounds, "results": results}) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ def benchmark() -> str:
 def _measured(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     machine = run["machine"]
+    seconds = f" of {run['seconds']} s" if "seconds" in run else ""
     return (
-        f"Measured {run['date'][:10]} at commit {run['commit']}, {run['rounds']} rounds of {run['seconds']} s, "
+        f"Measured {run['date'][:10]} at commit {run['commit']}, {run['rounds']} rounds{seconds}, "
         f"{machine['cpu']} with {machine['cores']} CPUs, Linux {machine['kernel']}, Python {run['python']}: {versions}."
     )
 

@@ -29,7 +29,7 @@ from laraman.process.control import Control, listen
 from laraman.process.exits import Exit, collect, in_words, oom_kills, thread_count
 from laraman.process.notify import Notifier
 from laraman.process.signals import wakeup
-from laraman.process.spawning import in_short, new_child, template_for
+from laraman.process.spawning import in_short, new_child, template_for, wanted_of
 from laraman.process.state import StateDirectory, instance_name, open_state
 from laraman.process.supervisor import (
     HUNG,
@@ -219,17 +219,7 @@ class Master:
 
     def _want(self, name: str, worker: Worker) -> None:
         """Want the declared workers; those that a master before this one left are replaced, one generation on."""
-        config = self.config
-        wanted = Desired(
-            worker.count,
-            boot_timeout=config.timeout_worker_boot,
-            beat_timeout=config.timeout_worker_healthcheck,
-            stop_timeout=config.timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout,
-            exclusive=worker.exclusive,
-            template=worker.template,
-            # But not while somebody waits to hear how a daemon's start went.
-            waits=config.reload and worker.reloadable and not worker.exclusive and self.notify is None,
-        )
+        wanted = wanted_of(self, worker)
         if before := self.desired.get(name):
             wanted.slots = before.slots
         kin = {name, worker.template, *(other.name for other in self.workers.values() if other.template == name)}

@@ -1,19 +1,36 @@
-"""How the master gets a new child: it forks one, or lets the worker's template fork one."""
+"""What the master wants of a worker, and how it gets a new child: it forks one, or lets the worker's template fork one."""
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 from functools import partial
 from typing import TYPE_CHECKING
 
 from laraman.process.children import Child, spawn, spawn_from
-from laraman.process.supervisor import forks
+from laraman.process.supervisor import Desired, forks
 
 if TYPE_CHECKING:
     from laraman.process.master import Master
     from laraman.process.supervisor import Process
     from laraman.process.worker import Worker
+
+
+def wanted_of(master: Master, worker: Worker) -> Desired:
+    """What the declaration and the configuration say, for a first generation."""
+    config = master.config
+    # But not while somebody waits to hear how a daemon's start went.
+    waits = config.reload and worker.reloadable and not worker.exclusive and master.notify is None
+    return Desired(
+        worker.count,
+        boot_timeout=config.timeout_worker_boot,
+        beat_timeout=math.inf if waits else config.timeout_worker_healthcheck,  # whoever develops may stand in a debugger
+        stop_timeout=config.timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout,
+        exclusive=worker.exclusive,
+        template=worker.template,
+        waits=waits,
+    )
 
 
 def new_child(master: Master, worker: Worker, slot: int, generation: int, now: float) -> Child:

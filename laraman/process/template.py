@@ -30,6 +30,7 @@ from laraman.process.loopless import Loopless
 from laraman.process.worker import import_listeners
 
 if TYPE_CHECKING:
+    from laraman.process.unforkable import Watch
     from laraman.process.worker import Worker
     from laraman.protocols.ipc import Envelope
 
@@ -50,6 +51,14 @@ def template_of(worker: Worker) -> Template:
     if sys.platform != "linux":
         raise ConfigError(f"--preload is not available on {sys.platform}: it needs Linux, where a process can adopt the children of another")
     return Template(worker)
+
+
+def _tell_unforkable(watch: Watch) -> None:
+    try:
+        for what in watch.found():
+            logger.warning("Preload: %s", what)
+    except Exception:  # it looks at the application's objects, and these may be of any kind
+        logger.warning("Preload: threads, sockets and event loops could not be looked for", exc_info=True)
 
 
 class Template(Loopless):
@@ -90,11 +99,8 @@ class Template(Loopless):
                 failed["error"] += f" ({HINT})"
             self.say(failed)
             return int(failed["exit"])
-        try:
-            for what in watch.found():
-                logger.warning("Preload: %s", what)
-        except Exception:  # it looks at the application's objects, and these may be of any kind
-            logger.warning("Preload: threads, sockets and event loops could not be looked for", exc_info=True)
+        if not self.bare:
+            _tell_unforkable(watch)
         gc.collect()
         gc.freeze()
         self.say({"op": "ready"})

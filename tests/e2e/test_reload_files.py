@@ -256,6 +256,14 @@ def test_streams_and_websockets_do_not_hold_it_up(server: Callable[..., Server])
         sock.close()
 
 
+def test_whoever_stands_in_a_debugger_is_left_alone(server: Callable[..., Server]) -> None:
+    blocking = SAVED.replace("TEXT", "went on").replace("    await send", "    import time; time.sleep(2)\n    await send", 1)
+    running = start(server, "--timeout-worker-healthcheck", "0.5", files={"app.py": blocking})
+    before = workers(running)
+    assert get(running.port) == (200, "went on")
+    assert workers(running) == before
+
+
 # Company --------------------------------------------------------------------------------------------------------------------------
 
 
