@@ -62,6 +62,10 @@ async def app(scope, receive, send):
         while message.get("type") != "http.disconnect":
             message = await receive()
         return
+    if path == "/version":
+        import shoplogs
+        await send({"type": "http.response.start", "status": 200 + shoplogs.VERSION, "headers": []})
+        return await send({"type": "http.response.body"})
     headers = [(b"x-request-id", scope["state"].get("request_id", "none").encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     if path == "/file":
@@ -205,6 +209,8 @@ loggers:
 FORMATTER = """
 import logging
 
+VERSION = 1
+
 class Formatter(logging.Formatter):
     def format(self, record):
         return f"MINE {record.getMessage()}"
@@ -239,6 +245,12 @@ def test_a_configuration_counts_in_the_master_and_in_every_worker(server: Callab
         return path.read_text().count("/new") >= 2
 
     wait_until(written)
+
+    # What the configuration has imported of the application is new code for new workers all the same.
+    assert get(running.port, "/version")[0] == 201
+    (running.directory / "shoplogs.py").write_text(FORMATTER.replace("VERSION = 1", "VERSION = 2  # new"))
+    assert running.cli("reload").returncode == 0
+    assert get(running.port, "/version")[0] == 202
 
     # A restart with a configuration that cannot be read is refused; so is one that is only found out when it is used. Both name the line.
     before = workers(running)
