@@ -48,10 +48,8 @@ def _be_master(config: Frozen) -> None:
     from laraman.asgi import http_workers
     from laraman.cli.serving import run, with_listeners
     from laraman.errors import LaramanError
-    from laraman.process.worker import import_afresh
 
     config = with_listeners(replace(config, env_file=""))  # which has been read
-    import_afresh(config)
     try:
         code = run(config, http_workers(config), lambda: None)
     except LaramanError as exc:

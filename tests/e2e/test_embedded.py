@@ -231,6 +231,37 @@ def test_a_program_with_workers(program: Any, library: str) -> None:
     assert "run is over" in running.output
 
 
+SUPERVISED = """
+import {library}
+from {supervisors} import {supervisor}
+if __name__ == "__main__":
+    config = {library}.Config("app:app", port=0, workers=2)
+    {supervisor}(config, sockets=[config.bind_socket()]).run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "supervisors", "supervisor"), [("uvicorn", "uvicorn.supervisors", "Multiprocess"), ("laraman", "laraman.running", "Supervisor")]
+)
+def test_a_program_with_a_run_of_its_own(program: Any, library: str, supervisors: str, supervisor: str) -> None:
+    """As nicegui has one."""
+    running = program(SUPERVISED.format(library=library, supervisors=supervisors, supervisor=supervisor))
+    running.says("Application startup complete.", 2)
+    assert running.get().startswith("1 http ")
+    assert running.end() == 0
+    assert running.output.count("lifespan is over") == 2
+
+
+def test_a_program_is_restarted(program: Any) -> None:
+    running = program(run_with("laraman", "'app:app'", ", workers=2, name='it'"))
+    running.says("Application startup complete.", 2)
+    (running.directory / "helper.py").write_text("VALUE = 'new'\n")
+    restart = subprocess.run([sys.executable, "-m", "laraman", "restart", "--name", "it"], cwd=running.directory, capture_output=True, text=True)
+    assert restart.returncode == 0, restart.stderr + running.output
+    assert running.get().startswith("new http ")
+    assert running.end() == 0
+
+
 def test_what_a_program_had_imported_is_new_after_a_reload(program: Any) -> None:
     running = program(run_with("laraman", "'app:app'", ", workers=2"))
     running.says("Application startup complete.", 2)
