@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ import websockets.sync.client
 
 from tests.certificates import Authority, encrypt, first_certificate
 from tests.conftest import DEADLINE, Server, clean_environment, wait_until
+from tests.e2e.tools import read_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -261,3 +264,28 @@ def test_files_that_cannot_be_used_are_one_line_and_no_crash_loop(authority: Aut
         assert 1 <= result.stderr.count(line) <= 2, result.stderr
         assert "Traceback" not in result.stderr
         assert "hunter2" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_whoever_was_accepted_before_the_stop_is_served(server: Callable[..., Server], authority: Authority, loop: str) -> None:
+    running = server("app:app", "--loop", loop, *authority.issue("stopped").options, files={"app.py": APP})
+    port, context = running.port, authority.client()
+    (worker,) = (row["pid"] for row in running.processes())
+    with contextlib.ExitStack() as stack:
+        halfway = [stack.enter_context(socket.create_connection(("127.0.0.1", port), DEADLINE))]
+        wait_until(lambda: [row["state"] for row in running.connections()] == ["ARRIVING"], what="a handshake under way")
+        # More than are taken in at one turn of the loop, while the worker cannot take any: they wait in the kernel when the stop comes.
+        os.kill(worker, signal.SIGSTOP)
+        waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", port), DEADLINE)) for _ in range(40)]
+        running.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: running.status().get("server", {}).get("state") == "stopping", what="the stop")
+        os.kill(worker, signal.SIGCONT)
+
+        def served(raw: socket.socket) -> bool:
+            with context.wrap_socket(raw, server_hostname="localhost") as secured:
+                secured.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                return read_all(secured).startswith(b"HTTP/1.1 200")
+
+        with ThreadPoolExecutor(8) as threads:
+            assert [*threads.map(served, halfway + waiting)] == [True] * 41
+    assert running.process.wait(DEADLINE) == 0
