@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import urllib.request
@@ -23,6 +24,7 @@ from laraman.net.link import current_worker
 from laraman.process.garbage import SERVING
 from laraman.sandbox.guard import audit
 from tests.asgi.service import respond
+from tests.certificates import Authority
 from tests.conftest import DEADLINE, wait_until
 
 if TYPE_CHECKING:
@@ -309,6 +311,25 @@ async def test_what_it_does_can_be_seen(library: Any) -> None:
         assert (len(state.connections), len(state.tasks), (b"x-name", b"a: b") in state.default_headers) == (1, 1, True)
         app.release.set()
         assert await asking == "app"
+
+
+@both
+@pytest.mark.parametrize("given", [False, True], ids=["address", "sockets"])
+def test_tls_with_a_context_that_was_changed_after_loading(library: Any, given: bool, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    config = library.Config(App(), port=0, log_level="error", ssl_certfile=pair.certificate, ssl_keyfile=pair.key)
+    config.load()
+    config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+    client = ssl.create_default_context(cafile=authority.file)
+    server = library.Server(config)
+    with in_thread(server, [socket.create_server(("127.0.0.1", 0))] if given else None):
+        url = f"https://127.0.0.1:{port_of(server)}/"
+        with urllib.request.urlopen(url, timeout=DEADLINE, context=client) as response:
+            assert response.read() == b"app"
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises(OSError, match=r"(?i)alert|handshake|EOF"):
+            urllib.request.urlopen(url, timeout=DEADLINE, context=client)
 
 
 # What is better -------------------------------------------------------------------------------------------------------------------
