@@ -80,6 +80,10 @@ async def records(scope, receive, send):
     await as_json(send, RECORDS.get(scope["query_string"].decode(), []))
 
 
+async def pid(scope, receive, send):
+    await as_json(send, os.getpid())
+
+
 async def hello(scope, receive, send):
     await respond(send, b"hello", headers=[(b"x-own", b"1")])
 
@@ -355,7 +359,7 @@ async def websocket_slow(scope, receive, send):
 PAGES = {
     function.__name__: function
     for function in (
-        *(show_lifespan, records, hello, state, context, echo, ignore_body, raises, raises_after_start, nothing, start_only, result, wrong),
+        *(show_lifespan, records, pid, hello, state, context, echo, ignore_body, raises, raises_after_start, nothing, start_only, result, wrong),
         *(stream, status, headers, after, leave, wait, back_pressure, note),
     )
 }

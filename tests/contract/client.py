@@ -180,7 +180,7 @@ def lines(stream: str, count: int, act: Callable[[Running], Any]) -> Callable[[R
         act(server)
 
         def found() -> list[str] | None:
-            fresh = told(getattr(server, stream)[before:])
+            fresh = [line for line in told(getattr(server, stream)[before:]) if not line.endswith("connection closed")]  # of an earlier row
             return fresh if len(fresh) >= count else None
 
         return wait_until(found, what=f"{count} lines on {stream} of {server.name}: {getattr(server, stream)[before:]}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 import trustme
 
+from tests.contract.scenes import Actor, Fact
 from tests.contract.serving import Running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from tests.contract.table import Row
 
@@ -39,10 +41,16 @@ MORE = {("slow", "laraman"): ("--timeout-request-header", "1")}
 class Stage:
     """Starts each server once, when it is first asked for."""
 
-    def __init__(self, tls: str) -> None:
+    def __init__(self, tls: str, rows: Iterable[Row]) -> None:
         self._tls = tls
+        self._ahead = ThreadPoolExecutor(4)  # scenes mostly wait
         self._running: dict[tuple[str, str], Running] = {}
+        self._actors = {name: Actor(name) for name in ("uvicorn", "laraman", "as uvicorn")}
         self._lock = threading.Lock()
+        for row in rows:
+            if isinstance(row.do, Fact):
+                for name in self.names(row):
+                    self._ahead.submit(self._actors[name].facts, row.do.scene)
 
     def server(self, configuration: str, name: str) -> Running:
         with self._lock:
@@ -52,10 +60,16 @@ class Stage:
                 running = self._running[configuration, name] = Running(name, arguments)
         return running.ready()
 
-    def has_option(self, row: Row) -> bool:
-        return True
+    def of(self, configuration: str, name: str) -> Running | Actor:
+        """What a row is done with: a server of this configuration, or without one an actor."""
+        return self.server(configuration, name) if configuration else self._actors[name]
+
+    def names(self, row: Row) -> list[str]:
+        """Whom the row is asked of."""
+        return ["uvicorn", "laraman", *(["as uvicorn"] if row.differs else [])]
 
     def close(self) -> None:
+        self._ahead.shutdown(cancel_futures=True)
         for running in self._running.values():
             running.process.terminate()
         for running in self._running.values():
@@ -63,12 +77,13 @@ class Stage:
 
 
 @pytest.fixture(scope="session")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     directory = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
     made = authority.issue_cert("localhost")
     made.private_key_pem.write_to_path(str(directory / "key.pem"))
     made.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
-    stage = Stage(str(directory))
+    rows = [item.callspec.params["row"] for item in request.session.items if "stage" in getattr(item, "fixturenames", ())]
+    stage = Stage(str(directory), rows)
     yield stage
     stage.close()

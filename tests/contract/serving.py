@@ -51,7 +51,7 @@ class Running:
         module = "uvicorn" if name == "uvicorn" else "laraman"
         with (self.directory / "stdout").open("wb") as out, (self.directory / "stderr").open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments, *extra],
+                [sys.executable, "-m", module, *extra, *arguments],
                 cwd=self.directory,
                 env=clean_environment({"CONTRACT_MARKS": str(self.marks), **(environ or {})}),
                 stdin=subprocess.DEVNULL,
