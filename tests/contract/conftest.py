@@ -11,6 +11,7 @@ import trustme
 
 from tests.contract.scenes import Actor, Fact
 from tests.contract.serving import Running
+from tests.contract.table import SAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,6 +75,21 @@ class Stage:
             running.process.terminate()
         for running in self._running.values():
             running.stop()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The count of rows."""
+    from tests.contract.test_contract import ROWS
+
+    passed = {report.nodeid for report in terminalreporter.stats.get("passed", ()) if "/test_contract.py::test_row[" in report.nodeid}
+    if not passed:
+        return
+    different = [row for row in ROWS if row.differs]
+    undone = sum(row.back is SAME for row in different)
+    terminalreporter.write_line(
+        f"contract with uvicorn: {len(ROWS)} rows, {len(passed)} asked and as listed; {len(ROWS) - len(different)} the same, "
+        f"{len(different)} different on purpose ({undone} of these the same with an option)"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""What a project that runs under uvicorn meets under laraman: ``laraman doctor``."""
