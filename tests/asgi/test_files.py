@@ -395,9 +395,10 @@ async def test_a_slow_client_gets_everything(tmp_path: Path, tls: Any) -> None:
         assert received == content(size)
 
 
-async def test_others_are_served_meanwhile(tmp_path: Path) -> None:
-    """A file goes out in steps, and a client that reads as fast as it is sent keeps nobody waiting."""
+async def test_others_are_served_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file goes out in steps, and a client that takes it as fast as it is sent keeps nobody waiting."""
     path = made(tmp_path, 32 * MIB)
+    monkeypatch.setattr(os, "sendfile", lambda out, fd, offset, count: count)
     turns = 0
 
     async def app(scope: Any, receive: Receive, send: Send) -> None:
@@ -415,14 +416,47 @@ async def test_others_are_served_meanwhile(tmp_path: Path) -> None:
         counting.cancel()
 
     async with serve(app) as server:
-        client = await server.connect()
-        client.write(GET)
-        await client.read_response()
-        client.close()
+        await server.ask(LAST)
     assert turns >= 32
 
 
 # Order and ends -------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_file_waits_for_what_was_sent_before_it(tmp_path: Path, tls: Any) -> None:
+    path = made(tmp_path, 2 * MIB)
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        (connection,) = server.worker.connections
+        connection.transport.set_write_buffer_limits(64 * MIB)  # so that nothing of it is waited for
+        await send(start())
+        await send(piece(bytes(24 * MIB)))
+        await send(whole(path))
+
+    async with serve(app, tls) as server:
+        client = await server.connect()
+        client.write(GET)
+        assert (await client.read_response())[2] == bytes(24 * MIB) + content(2 * MIB)
+        client.close()
+
+
+async def test_nothing_follows_half_a_file(tmp_path: Path) -> None:
+    """Not even what an application sends that has caught the error."""
+    path = made(tmp_path, 32 * MIB)
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        await send(start())
+        with path.open("rb") as file, contextlib.suppress(RuntimeError):
+            await send({"type": "http.response.zerocopysend", "file": file, "more_body": True})
+        await send(piece(b"the end", more=False))
+
+    async with serve(app) as server:
+        sock = await connect_slowly(server)
+        sock.send(GET)
+        await stalled(server)
+        os.truncate(path, MIB)
+        assert b"the end" not in await read_rest(sock)
+        sock.close()
 
 
 async def test_messages_of_several_tasks_do_not_mix(tmp_path: Path, tls: Any) -> None:

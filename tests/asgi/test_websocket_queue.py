@@ -79,7 +79,7 @@ async def test_lines_with_uvicorns_arguments(caplog: pytest.LogCaptureFixture) -
         for path, *more in ((b"/accept", close_frame(1000)), (b"/403",), (b"/401",), (b"/500",)):
             await session(server, (HANDSHAKE % b"").replace(b"/chat", path), *more)
         await session(server, (HANDSHAKE % b"").replace(b"Version: 13", b"Version: 12"))
-    records = [record for record in caplog.records if record.levelno == logging.INFO]
+        records = [record for record in caplog.records if record.levelno == logging.INFO]
     client = next(iter(records[0].args))  # type: ignore[arg-type]
     assert str(client).startswith("127.0.0.1:")
     assert [(record.msg, record.args and record.args[-2:]) for record in records] == [  # type: ignore[index]
