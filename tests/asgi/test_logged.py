@@ -108,6 +108,20 @@ async def test_responses_are_the_same_and_their_size_is_that_of_the_body(
     assert line["response_bytes"] == size == len(plain.rpartition(b"HTTP/1.1")[2].partition(b"\r\n\r\n")[2])
 
 
+async def test_requests_of_one_connection(lines: Lines) -> None:
+    kept = b"POST /kept HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab"
+    for size in (3, 100_000):
+        app = sends({**START, "headers": [(b"content-length", b"%d" % size)]}, body(b"x" * size))
+        lines.forget()
+        async with serve(app, access_log=True, access_log_format="json") as server:
+            assert (await server.ask(kept + kept + get())).count(b" 200 OK") == 3
+        found = await lines.wait(3)
+        assert [(line["path"], line["status"], line["request_bytes"], line["response_bytes"]) for line in found] == [
+            *[("/kept", 200, 2, size)] * 2,
+            ("/x", 200, 0, size),
+        ]
+
+
 async def test_arguments_are_uvicorns(lines: Lines) -> None:
     async with serve(sends(START, body(b"")), access_log_format="json", access_log=True) as server:
         await server.ask(b"GET /a%20b?c=%20d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")

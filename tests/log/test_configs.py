@@ -202,7 +202,10 @@ def test_a_configuration_takes_the_place_of_the_built_in_one_and_back(capsys: py
     error.warning("one")
     log.configure(Config())
     error.warning("two")
-    assert capsys.readouterr().err == "D WARNING:  one\nWARNING:  two\n"
+    log.configure(Config(log_config=copy.deepcopy(ROOT_ONLY)))
+    error.info("three")
+    access.info("four")
+    assert capsys.readouterr().err == "D WARNING:  one\nWARNING:  two\nP uvicorn.error three\nP uvicorn.access four\n"
 
 
 def test_a_file_object_can_be_read_again(capsys: pytest.CaptureFixture[str]) -> None:
