@@ -100,10 +100,14 @@ class Sources:
                         if self._is_directory(entry):
                             if not self._closed(entry.name) and entry.path not in self.excluded:
                                 left.append(entry.path)
-                        elif self.includes.match(entry.path) and (look := _look(entry)) and self.matter(entry.path):
+                        elif self.includes.match(entry.path) and (look := look_at(entry.path)) and self.matter(entry.path):
                             yield entry.path, look
             except OSError:
                 continue
+
+    def links(self) -> dict[str, Look]:
+        """Those that matter and are links: what becomes of their targets the kernel does not tell who watches the directories of the links."""
+        return {path: look for path, look in self.walk(*self.directories) if os.path.islink(path)}
 
     def _is_directory(self, entry: os.DirEntry[str]) -> bool:
         try:
@@ -135,9 +139,9 @@ class Snapshot:
         return [path for path in before.keys() | self._seen.keys() if before.get(path) != self._seen.get(path)]
 
 
-def _look(entry: os.DirEntry[str]) -> Look | None:
+def look_at(path: str) -> Look | None:
     try:
-        found = entry.stat()
+        found = os.stat(path)
     except OSError:  # a link that leads nowhere, or it has just gone
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode

@@ -12,7 +12,7 @@ import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from laraman.process.files import Snapshot, Sources
+from laraman.process.files import Snapshot, Sources, look_at
 from laraman.process.loopless import Loopless
 
 if TYPE_CHECKING:
@@ -63,12 +63,15 @@ class Watcher(Loopless):
     def _wait_for_events(self) -> None:
         from watchfiles import Change, watch
 
+        links = self.sources.links()
         events = watch(
             *self.sources.directories,
             watch_filter=None,
             debounce=int(PATIENCE * 1000),
             step=int(QUIET * 1000),
             stop_event=self,
+            rust_timeout=max(1, int(self.config.reload_delay * 1000)),
+            yield_on_timeout=True,  # to look at the links
             ignore_permission_denied=True,
         )
         for changes in events:
@@ -76,8 +79,12 @@ class Watcher(Loopless):
             # The files of a new directory may have been there before the kernel was asked to watch it.
             arrived = [path for change, path in changes if change is Change.added and path not in changed and os.path.isdir(path)]
             changed |= {path for path, _ in self.sources.walk(*arrived)}
+            looks = {path: look_at(path) for path in links}
+            changed |= {path for path, look in looks.items() if links[path] != look}
             if self._report(changed):
                 return
+            if changed:  # also while that was told, and other links may be there
+                links = {**self.sources.links(), **{path: look for path, look in looks.items() if look}}
 
     def _look_again_and_again(self) -> None:
         snapshot = Snapshot(self.sources)

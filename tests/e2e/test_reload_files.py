@@ -17,6 +17,7 @@ from tests.e2e.tools import get, read_all, read_until, send, send_get, wait_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.conftest import Server
 
@@ -132,6 +133,27 @@ def test_what_is_watched_is_said_by_options(server: Callable[..., Server]) -> No
     save(running, "new", "src/page.html")
     wait_said(running, "detected changes in 'src/page.html'. Reloading...")
     assert running.output.count("detected changes") == 1
+
+
+@WATCHERS
+def test_links_lead_to_what_is_watched(server: Callable[..., Server], watcher: str, tmp_path: Path) -> None:
+    (tmp_path / "library").mkdir()
+    code = SAVED.replace('b"TEXT"', "TEXT") + "from linked import ONE\nfrom library.two import TWO\nTEXT = ONE + TWO\n"
+    running = start(server, watcher=watcher, ready=False)
+    for name, text in {"linked.py": "ONE = b'1'", "library/two.py": "TWO = b'2'"}.items():
+        (tmp_path / name).write_text(text)
+    for name in ("linked.py", "library", "nowhere.py"):
+        (running.directory / name).symlink_to(tmp_path / name)
+    (running.directory / "loop").symlink_to(running.directory)
+    running.wait_ready()
+    save(running, code)
+    wait_answer(running, "12")
+    (tmp_path / "library" / "two.py").write_text("TWO = b'-two'")
+    wait_answer(running, "1-two")
+    for text in ("one", "uno"):
+        (tmp_path / "new.py").write_text(f"ONE = b'{text}'")
+        os.rename(tmp_path / "new.py", tmp_path / "linked.py")
+        wait_answer(running, f"{text}-two")
 
 
 @WATCHERS
