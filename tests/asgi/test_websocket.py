@@ -251,7 +251,7 @@ async def test_closing_before_accepting_is_a_403(caplog: pytest.LogCaptureFixtur
         client.close()
     assert seen == [{"type": "websocket.disconnect", "code": 1006, "reason": ""}]
     assert caplog.messages[0].endswith('- "WebSocket /chat?q=1" 403')
-    assert caplog.messages[1:] == ["connection rejected (403 Forbidden)"]
+    assert caplog.messages[1:2] == ["connection rejected (403 Forbidden)"]
 
 
 async def deny(send: Send, status: int, *bodies: bytes, headers: Any = ()) -> None:
