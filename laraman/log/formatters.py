@@ -15,6 +15,7 @@ logging.addLevelName(TRACE, "TRACE")
 
 _LEVEL_COLOURS = {TRACE: "34", logging.DEBUG: "36", logging.INFO: "32", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "91"}
 _STATUS_COLOURS = {1: "97", 2: "32", 3: "33", 4: "31", 5: "91"}
+_STATUSES = {status.value: f"{status.value} {status.phrase}" for status in http.HTTPStatus}
 BOLD, CYAN = "1", "36"
 
 
@@ -88,15 +89,15 @@ class AccessFormatter(ColourizedFormatter):
         request_line = _one_line(f"{method} {full_path} HTTP/{http_version}")
         if self.use_colors:
             request_line = coloured(request_line, BOLD)
-        added = {"client_addr": _one_line(str(client_addr)), "request_line": request_line, "status_code": self.get_status_code(int(status))}
-        return {**super().fields(record), **added}
+        added = super().fields(record)
+        added["client_addr"] = _one_line(str(client_addr))
+        added["request_line"] = request_line
+        added["status_code"] = self.get_status_code(int(status))
+        return added
 
     def get_status_code(self, status_code: int) -> str:
         """The number and its phrase."""
-        try:
-            text = f"{status_code} {http.HTTPStatus(status_code).phrase}"
-        except ValueError:
-            text = str(status_code)
+        text = _STATUSES.get(status_code) or str(status_code)
         return coloured(text, *_codes(_STATUS_COLOURS.get(status_code // 100))) if self.use_colors else text
 
 
