@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.run import table  # noqa: E402
 from laraman.config import gateway_table, options_table, sandbox_table  # noqa: E402
+from laraman.doctor.differences import table as differences_table  # noqa: E402
 
 README = ROOT / "README.md"
 HISTORY = ROOT / "benchmarks" / "history.jsonl"
@@ -42,8 +43,9 @@ def _measured(run: dict[str, Any]) -> str:
 
 
 def generate(text: str) -> str:
-    """The README's text with both parts as they should be."""
-    for name, content in (("options", options_table()), ("gateway", gateway_table()), ("sandbox", sandbox_table()), ("benchmark", benchmark())):
+    """The README's text with its generated parts as they should be."""
+    tables = {"options": options_table(), "gateway": gateway_table(), "sandbox": sandbox_table(), "differences": differences_table()}
+    for name, content in {**tables, "benchmark": benchmark()}.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(f"{begin}\n")
         _, found, after = rest.partition(end)
