@@ -36,6 +36,7 @@ FLOORS = {
     "check": 5,
     "cli": 5,
     "compat": 5,
+    "doctor": 5,
     "running": 5,
     "testing": 5,
     "workers": 5,

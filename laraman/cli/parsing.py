@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "reload": ("replace the workers one by one, with new code", "control"),
     "status": ("show its processes", "control"),
     "connections": ("show its connections", "control"),
+    "doctor": ("show what the project uses of uvicorn, and how its application answers under both", "doctoring"),
     "check": ("play requests on the application and report what they leave behind", "checking"),
 }
 
@@ -39,6 +40,8 @@ GATEWAY_SERVER_OPTIONS = (
 )
 #: The server's options that `laraman check` has as well.
 CHECK_OPTIONS = ("app", "factory", "interface", "app_dir", "env_file", "listeners", "lifespan")
+#: The server's options that `laraman doctor` has as well.
+DOCTOR_OPTIONS = ("app", "factory", "interface", "app_dir", "env_file", "lifespan")
 
 
 class Parser(argparse.ArgumentParser):
@@ -151,6 +154,19 @@ def check_parser() -> argparse.ArgumentParser:
     group.add_argument("--timeout", metavar="NUMBER", default="5", help="Seconds that a request gets. Default: 5.")
     ignore = "A name under WHAT that may grow; * stands for anything. Again for each further one."
     group.add_argument("--ignore", metavar="NAME", action="append", default=[], help=ignore)
+    group.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def doctor_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="laraman doctor", description=f"{VERBS['doctor'][0].capitalize()}.", allow_abbrev=False)
+    group = parser.add_argument_group("application")
+    for name in DOCTOR_OPTIONS:
+        add_option(group, OPTIONS[name])
+    group = parser.add_argument_group("doctor")
+    found = "/, and the GETs of its OpenAPI document, else of its routes"
+    group.add_argument("--requests", metavar="FILE", help=f'A line "METHOD /path" for each request, or a JSON list. Default: {found}.')
+    group.add_argument("--timeout", metavar="NUMBER", default="15", help="Seconds that a start gets, and each request. Default: 15.")
     group.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 

@@ -64,7 +64,10 @@ def print_connections(answer: Envelope) -> None:
         print(f"laraman: {left_out} more are not shown", file=sys.stderr)
 
 
-_WORDS = {"WORKER", "STATE", "LAST EXIT", "DIR", "PROTOCOL", "LOCAL", "PEER", "CLIENT", "NAME", "OPTION", "VALUE", "SOURCE"}
+_WORDS = {
+    *("WORKER", "STATE", "LAST EXIT", "DIR", "PROTOCOL", "LOCAL", "PEER", "CLIENT", "NAME", "OPTION", "VALUE", "SOURCE"),
+    *("PLACE", "WHAT", "ADVICE", "REQUEST", "UVICORN", "LARAMAN"),
+}
 
 
 def print_table(columns: Mapping[str, Callable[[dict[str, Any]], object]], rows: Iterable[dict[str, Any]]) -> None:

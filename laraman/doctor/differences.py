@@ -91,6 +91,10 @@ DIFFERENCES: dict[str, Difference] = {
     "fields": Difference("1.9", "white space behind a field's value is a part of it", "it is not", "RFC 9112 section 5.1"),
     "twice": Difference("1.10", "an application's own `server` or `date` is sent beside the server's", "in its place", "RFC 9110 section 5.3"),
     "HTTP/1.0": Difference("1.10", "a stream to an HTTP/1.0 client is in chunks", "it ends with the connection", "RFC 9112 section 6.1"),
+    "whole": Difference(
+        *("1.10", "a response in one piece without a length is in chunks", "it has a content-length"),
+        "fewer bytes, and clients know how much comes",
+    ),
     "head": Difference("1.10", "the answer to a HEAD of a stream has no framing", "it has what the GET's would have", "RFC 9110 section 9.3.2"),
     "start only": Difference(
         *("1.10", "an application that sends only a head: 200 that is cut off", "500"),

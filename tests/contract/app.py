@@ -53,9 +53,13 @@ async def lifespan(scope, receive, send):
     await send({"type": "lifespan.startup.complete"})
     await receive()
     if path := os.environ.get("CONTRACT_MARKS"):
-        with open(path, "a") as file:
-            file.write("lifespan shutdown\n")
+        mark(path, "lifespan shutdown")
     await send({"type": "lifespan.shutdown.complete"})
+
+
+def mark(path, word):
+    with open(path, "a") as file:
+        file.write(f"{word}\n")
 
 
 async def respond(send, body=b"", status=200, headers=()):

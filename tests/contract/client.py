@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from websockets.sync.client import ClientConnection, connect
@@ -16,6 +15,7 @@ from tests.conftest import DEADLINE, wait_until
 from tests.contract.serving import CLIENT_TLS
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from tests.contract.serving import Running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import pytest
 import trustme
 
 from tests.contract.scenes import Actor, Fact
-from tests.contract.serving import Running
+from tests.contract.serving import DIRECTORIES, Running
 from tests.contract.table import SAME
 
 if TYPE_CHECKING:
@@ -27,7 +28,19 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
         *("--ws-per-message-deflate", "false", "--reset-contextvars", "--log-level", "warning"),
     ),
     "off": ("app:app", "--port", "{port}", "--lifespan", "off", "--no-proxy-headers", "--no-access-log", "--ws", "none", "--limit-concurrency", "3"),
-    "h11": ("app:app", "--port", "{port}", "--http", "h11", "--forwarded-allow-ips", "127.0.0.0/8,10.0.0.0/8", "--loop", "asyncio", "--ws", "wsproto"),
+    "h11": (
+        "app:app",
+        "--port",
+        "{port}",
+        "--http",
+        "h11",
+        "--forwarded-allow-ips",
+        "127.0.0.0/8,10.0.0.0/8",
+        "--loop",
+        "asyncio",
+        "--ws",
+        "wsproto",
+    ),
     "uds": ("app:app", "--uds", "server.sock"),
     "ipv6": ("app:app", "--host", "::1", "--port", "{port}"),
     "slow": ("app:app", "--port", "{port}"),
@@ -73,8 +86,11 @@ class Stage:
         self._ahead.shutdown(cancel_futures=True)
         for running in self._running.values():
             running.process.terminate()
-        for running in self._running.values():
+        left = [running for actor in self._actors.values() for running in actor.started if running.process.poll() is None]
+        for running in (*self._running.values(), *left):  # those of a scene that has failed
             running.stop()
+        for directory in DIRECTORIES:
+            shutil.rmtree(directory)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import os
@@ -55,8 +56,7 @@ for module, names in IMPORTS.items():
         except (ImportError, AttributeError) as exc:
             seen[f"{module}.{name}"] = f"{type(exc).__name__}: {exc}"
 
-from uvicorn.config import LOG_LEVELS, LOGGING_CONFIG
-from uvicorn.server import HANDLED_SIGNALS
+LOGGING_CONFIG, LOG_LEVELS, HANDLED_SIGNALS = uvicorn.config.LOGGING_CONFIG, uvicorn.config.LOG_LEVELS, uvicorn.server.HANDLED_SIGNALS
 
 seen["LOGGING_CONFIG"] = {key: sorted(LOGGING_CONFIG[key]) for key in ("formatters", "handlers", "loggers")}
 seen["formats"] = [LOGGING_CONFIG["formatters"][name]["fmt"] for name in ("default", "access")]
@@ -66,7 +66,8 @@ seen["HANDLED_SIGNALS"] = [int(number) for number in HANDLED_SIGNALS]
 logging.getLogger("uvicorn").handlers.clear()
 config = uvicorn.Config(app, host="127.0.0.1", port=0, headers=[("X-A", "1")], log_level="warning")
 seen["logging at Config()"] = [type(handler).__name__ for handler in logging.getLogger("uvicorn").handlers]
-seen["Config before load"] = {name: getattr(config, name) for name in ("loaded", "is_ssl", "use_subprocess", "should_reload", "workers", "root_path", "interface")}
+BEFORE = ("loaded", "is_ssl", "use_subprocess", "should_reload", "workers", "root_path", "interface")
+seen["Config before load"] = {name: getattr(config, name) for name in BEFORE}
 config.load()
 CONFIG = "loaded loaded_app ssl http_protocol_class ws_protocol_class lifespan_class encoded_headers interface asgi_version".split()
 seen["Config after load"] = [name for name in CONFIG if not hasattr(config, name)]
@@ -163,7 +164,7 @@ def exit_code(**options):
 
 
 logging.disable(logging.CRITICAL)
-sys.stderr = open(os.devnull, "w")
+contextlib.redirect_stderr(io.StringIO()).__enter__()
 seen["run with workers and an object"] = exit_code(app=app, workers=2, port=0)
 seen["run with what is not there"] = exit_code(app="nothing_there:app", port=0)
 

@@ -8,7 +8,15 @@ PAGE: dict[str, list[str]] = {
     "1.0": [str(number) for number in range(1, 24)],
     "1.1": [*(parameter.opts[0] for parameter in uvicorn.main.params if parameter.name != "app"), "APP", "--help", "UVICORN_*"],
     "1.2": [
-        *("uvicorn", "uvicorn.config", "uvicorn.main", "uvicorn.supervisors", "uvicorn.server", "uvicorn.logging", "uvicorn.middleware.proxy_headers"),
+        *(
+            "uvicorn",
+            "uvicorn.config",
+            "uvicorn.main",
+            "uvicorn.supervisors",
+            "uvicorn.server",
+            "uvicorn.logging",
+            "uvicorn.middleware.proxy_headers",
+        ),
         *("uvicorn.middleware.wsgi", "uvicorn.protocols.utils", "LOGGING_CONFIG", "Config", "Server", "signals", "overrides", "run"),
     ],
     "1.3": ["access line", "start lines", "stop lines", "websocket lines", "lifespan lines", "load errors", "warnings", "errors"],
@@ -22,7 +30,18 @@ PAGE: dict[str, list[str]] = {
         *("state", "subprotocols", "extensions", "no Host", "absolute-form", "OPTIONS *", "CONNECT"),
     ],
     "1.10": [
-        *("keep-alive", "slow head", "limits", "pipelining", "Connection: close", "framing", "disconnect", "100-continue", "send checks", "exceptions"),
+        *(
+            "keep-alive",
+            "slow head",
+            "limits",
+            "pipelining",
+            "Connection: close",
+            "framing",
+            "disconnect",
+            "100-continue",
+            "send checks",
+            "exceptions",
+        ),
         *("message order", "response headers", "request bodies", "body back-pressure", "invalid requests", "upgrade", "limit-concurrency"),
     ],
     "1.11": [

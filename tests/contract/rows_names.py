@@ -5,7 +5,14 @@ from __future__ import annotations
 from tests.contract.scenes import fact, program
 from tests.contract.table import Row
 
-TYPES = {"__version__": "str", "LOGGING_CONFIG": "dict", "LOG_LEVELS": "dict", "STARTUP_FAILURE": "int", "HANDLED_SIGNALS": "tuple", "TRACE_LOG_LEVEL": "int"}
+TYPES = {
+    "__version__": "str",
+    "LOGGING_CONFIG": "dict",
+    "LOG_LEVELS": "dict",
+    "STARTUP_FAILURE": "int",
+    "HANDLED_SIGNALS": "tuple",
+    "TRACE_LOG_LEVEL": "int",
+}
 MODULES = {
     "uvicorn": "run Config Server main __version__",
     "uvicorn.config": "LOGGING_CONFIG LOG_LEVELS Config",

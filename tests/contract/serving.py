@@ -31,6 +31,20 @@ AS_UVICORN = (
 )
 
 
+#: Every directory that was made, to be taken away.
+DIRECTORIES: list[Path] = []
+
+
+def new_directory(files: Mapping[str, str] | None = None) -> Path:
+    """With the application and these files."""
+    directory = Path(tempfile.mkdtemp(prefix="contract-"))  # short: a unix socket's path has to fit
+    DIRECTORIES.append(directory)
+    (directory / "app.py").write_bytes((HERE / "app.py").read_bytes())
+    for name, text in (files or {}).items():
+        (directory / name).write_text(text)
+    return directory
+
+
 class Running:
     """One server process. ``name`` is uvicorn, laraman, or laraman as uvicorn."""
 
@@ -42,10 +56,7 @@ class Running:
         self.host = "::1" if "::1" in arguments else "127.0.0.1"
         self.port = free_ports(1)[0]
         arguments = [argument.format(port=self.port) for argument in arguments]
-        self.directory = Path(tempfile.mkdtemp(prefix="contract-"))
-        (self.directory / "app.py").write_bytes((HERE / "app.py").read_bytes())
-        for file, text in (files or {}).items():
-            (self.directory / file).write_text(text)
+        self.directory = new_directory(files)
         self.marks = self.directory / "marks.txt"
         extra = AS_UVICORN if name == "as uvicorn" else ()
         module = "uvicorn" if name == "uvicorn" else "laraman"
