@@ -166,7 +166,7 @@ def doctor_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("doctor")
     found = "/, and the GETs of its OpenAPI document, else of its routes"
     group.add_argument("--requests", metavar="FILE", help=f'A line "METHOD /path" for each request, or a JSON list. Default: {found}.')
-    group.add_argument("--timeout", metavar="NUMBER", default="15", help="Seconds that a start gets, and each request. Default: 15.")
+    group.add_argument("--timeout", metavar="NUMBER", default="15", help="Seconds that each server gets to start. Default: 15.")
     group.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 
