@@ -40,7 +40,7 @@ def run(app: Any, **options: Any) -> None:
     server = Server(config)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
-    if not server.started:
+    if not server.started and not server.should_exit:
         sys.exit(STARTUP_FAILURE)
 
 

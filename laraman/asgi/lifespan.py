@@ -42,7 +42,10 @@ class Lifespan:
         self._error: BaseException | None = None  # what the application raised
 
     async def startup(self) -> None:
-        """Run the application's startup. Raises BootError when it fails or takes too long; the reason is logged."""
+        """Run the application's startup. Raises BootError when it fails or takes too long; the reason is logged.
+
+        Cancelled, it cancels the application's.
+        """
         if self._mode == "off":
             return
         logger.info("Waiting for application startup.")
@@ -53,6 +56,10 @@ class Lifespan:
                 await self._started.wait()
         except TimeoutError:
             self._failure = f"not complete after {self._timeout:g} s"
+        except asyncio.CancelledError:
+            self._failure = "the worker was stopped"
+            await self._end_task(0)
+            raise
         if self._error is not None and self._failure is None and self._mode == "on":
             self._failure = _one_line(repr(self._error))
         if self._failure is not None:
@@ -64,16 +71,12 @@ class Lifespan:
     async def shutdown(self, timeout: float | None = None) -> None:
         """Run the application's shutdown, once, if its startup succeeded; take at most ``timeout`` seconds.
 
-        Failures are logged, never raised. A startup that has not come to its end is cancelled instead.
+        Failures are logged, never raised.
         """
         if self._stopping or self._task is None:
             return
         self._stopping = True
         if self._error is not None or self._failure is not None:
-            return
-        if not self._started.is_set():
-            self._failure = "the worker was stopped"
-            await self._end_task(0)
             return
         logger.info("Waiting for application shutdown.")
         self._messages.put_nowait({"type": "lifespan.shutdown"})

@@ -44,6 +44,8 @@ logger = logging.getLogger("uvicorn.error")
 HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds between two calls of ``on_tick``.
 TICK = 0.1
+#: The handlers of signals that servers have found when they took them, in the order in which they did.
+_found: list[dict[signal.Signals, Any]] = []
 
 
 class ServerState:
@@ -306,13 +308,24 @@ class Server:
             return
         # The end of a terminal ends a process, but it can do so in order.
         hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else []
-        before = {handled: signal.signal(handled, self.handle_exit) for handled in (*HANDLED_SIGNALS, *hangup)}
+        before: dict[signal.Signals, Any] = {handled: signal.signal(handled, self.handle_exit) for handled in (*HANDLED_SIGNALS, *hangup)}
+        _found.append(before)
         try:
             yield
         finally:
-            for handled, handler in before.items():
-                signal.signal(handled, handler)
+            self._give_back(before)
         # The end was in order; now what was asked for may have its usual effect, so that the exit status says what ended the process.
         captured, self._captured_signals = self._captured_signals, []
         for number in reversed(captured):
             signal.raise_signal(number)
+
+    def _give_back(self, before: dict[signal.Signals, Any]) -> None:
+        """The handlers, to the process, or to the server that has found ours and is still there: whichever ends first, none is left behind."""
+        at = next(at for at, found in enumerate(_found) if found is before)
+        del _found[at]
+        for handled, handler in before.items():
+            later = next((found for found in _found[at:] if found.get(handled) == self.handle_exit), None)
+            if later is None:
+                signal.signal(handled, handler)
+            else:
+                later[handled] = handler

@@ -132,7 +132,7 @@ class Life:
         except SystemExit as exc:
             raise BootError(f"worker {worker.name}: sys.exit({exc.code!r}) was called while it started") from exc
         for bind in worker.binds:
-            self.servers.append(await self._listen(bind))
+            await self._listen(bind)
         # Before it is said, because a predecessor is told to stop then: whoever must be in its place by then gets there in a listener.
         await self._bounded("WorkerStarted", aemit(WorkerStarted(worker=worker)), self._loop.time() + STARTED_SECONDS)
         self.on_ready()
@@ -164,18 +164,23 @@ class Life:
         make = getattr(self._handler, "door", None)
         return None if make is None else make(self._worker, bind, self._factory(bind))
 
-    async def _listen(self, bind: Bind) -> asyncio.Server | Door:
+    async def _listen(self, bind: Bind) -> None:
         assert bind.socket is not None
         # A copy, because the server closes it and the backlog is served after that.
         sock = bind.socket.dup()
         sock.setblocking(False)
         if (door := self._door(bind)) is not None:
             door.open(sock)
-            return door
+            self.servers.append(door)
+            return
+        # Started when it is known: whoever cancels this closes it.
         if sock.family == socket.AF_UNIX and not isinstance(self._loop, asyncio.BaseEventLoop):
             options: Any = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-            return await self._loop.create_unix_server(self._factory(bind), sock=sock, backlog=bind.backlog, **options)
-        return await self._loop.create_server(self._factory(bind), sock=sock, backlog=bind.backlog)
+            server = await self._loop.create_unix_server(self._factory(bind), sock=sock, backlog=bind.backlog, start_serving=False, **options)
+        else:
+            server = await self._loop.create_server(self._factory(bind), sock=sock, backlog=bind.backlog, start_serving=False)
+        self.servers.append(server)
+        await server.start_serving()
 
     async def _stop_accepting(self) -> None:
         """Close the listening sockets. When the whole server stops, first take what the kernel has already accepted in our name."""

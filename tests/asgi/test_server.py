@@ -379,21 +379,53 @@ def test_an_impatient_program_does_not_wait_for_requests() -> None:
     assert app.diary == ["startup", "shutdown"]
 
 
-async def test_an_application_that_is_slow_to_start_can_be_stopped() -> None:
-    started = asyncio.Event()
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_an_application_that_is_slow_to_start_can_be_stopped(lines: Lines, cancelled: bool) -> None:
+    started, over = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         started.set()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            over.set()
 
-    server = make(laraman, slow)
+    server = make(laraman, slow, log_level="info")
     task = asyncio.create_task(server.serve())
     await started.wait()
-    server.should_exit = True
+    if cancelled:
+        task.cancel()
+    else:
+        server.should_exit = True
     async with asyncio.timeout(DEADLINE):
-        await task
-    assert not server.started
+        await asyncio.wait({task})
+    assert (server.started, task.cancelled(), over.is_set()) == (False, cancelled, True)
+    assert not [left for left in asyncio.all_tasks() if left.get_name() == "lifespan"]
+    assert not [line for line in lines.texts if "lifespan" in line]
+
+
+async def test_one_that_is_stopped_before_it_starts_leaves_nothing_open() -> None:
+    opened = []
+    for _ in range(3):  # the first one opens what the loop needs to accept
+        server = make(laraman, App())
+        server.should_exit = True
+        await server.serve()
+        assert not server.started
+        opened.append(len(os.listdir("/dev/fd")))
+    assert opened[2] == opened[1]
+
+
+async def test_whichever_of_several_ends_first_the_handlers_are_what_they_were() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    servers = [make(laraman, App()) for _ in range(3)]
+    async with contextlib.AsyncExitStack() as stack:
+        tasks = [await stack.enter_async_context(in_loop(server)) for server in servers]
+        for ended, its_handler in ((0, 2), (2, 1), (1, None)):
+            servers[ended].should_exit = True
+            async with asyncio.timeout(DEADLINE):
+                await tasks[ended]
+            assert signal.getsignal(signal.SIGTERM) == (before if its_handler is None else servers[its_handler].handle_exit)
 
 
 async def test_listeners_hear_of_it_and_nothing_is_left_in_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

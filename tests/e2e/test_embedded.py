@@ -212,10 +212,11 @@ def test_workers_need_an_import_string(program: Any, library: str) -> None:
 
 
 @both
-def test_a_signal_while_it_starts(program: Any, library: str) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 0)], ids=["TERM", "INT"])
+def test_a_signal_while_it_starts(program: Any, library: str, number: int, code: int) -> None:
     running = program(run_with(library), app_py=SLOW)
     running.says("Waiting for application startup.")
-    assert running.end() == -signal.SIGTERM
+    assert running.end(number) == code
 
 
 # With a master --------------------------------------------------------------------------------------------------------------------
