@@ -32,7 +32,7 @@ def load_app(config: Config) -> ASGIApp:
 
     Raises BootError with one clear line; an error raised by the user's own code is logged with its traceback first.
     """
-    return _application(find(config), config)
+    return application(find(config), config)
 
 
 def find(config: Config) -> Any:
@@ -71,7 +71,8 @@ def _import_module(name: str) -> Any:
         raise _user_error(f'Error loading ASGI app. Importing module "{name}" failed', exc) from None
 
 
-def _application(found: Any, config: Config) -> ASGIApp:
+def application(found: Any, config: Config) -> ASGIApp:
+    """The application that ``found`` is, or makes as a factory. Raises BootError as above."""
     name = str(config.app)
     if not callable(found):
         raise BootError(f'Error loading ASGI app. "{name}" is not callable, but {type(found).__name__}.')

@@ -82,10 +82,11 @@ class Config:
         self.loaded = False
         self.env_file: str | os.PathLike[str]
         if self.env_file:
-            logger.info("Loading environment from '%s'", self.env_file)
             envfile.apply(os.fspath(self.env_file))
         self._read_environment(given)
         self.configure_logging()
+        if self.env_file:
+            logger.info("Loading environment from '%s'", self.env_file)
         if not self.use_subprocess:  # else the master says it
             for remark in remarks(self.frozen()):
                 logger.warning("%s", remark)
@@ -186,7 +187,7 @@ class Config:
             self.encoded_headers.insert(0, (b"server", b"laraman"))
         try:
             self.ssl = make_context(frozen) if self.is_ssl else None
-            self.loaded_app = app.load_app(frozen)
+            self.loaded_app = app.application(self.load_app(), frozen)
         except (BootError, ConfigError) as exc:
             _exit(exc)
         if self.interface == "auto":

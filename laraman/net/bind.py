@@ -81,7 +81,8 @@ class Bind:
         if self.fd is not None:
             self.address = _told(made, self.address)
         elif address.path:
-            self._unlink = _identity(address.path)
+            with suppress(OSError):  # something else has been put in the place of an inherited one's name
+                self._unlink = _identity(address.path)
         else:
             self.address = replace(address, port=made.getsockname()[1])
         return made
@@ -129,7 +130,7 @@ def _told(given: socket.socket, address: Address) -> Address:
 
 
 def _tcp(host: str, port: int) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     # A name with both families ("localhost") gets the first IPv4 address, which is what uvicorn's workers listen on.
     family, _, _, _, address = next((entry for entry in found if entry[0] == socket.AF_INET), found[0])
     made = socket.socket(family, socket.SOCK_STREAM)

@@ -125,6 +125,25 @@ def test_a_file_of_variables_is_read_before_them(library: Any, monkeypatch: pyte
 
 
 @both
+def test_it_says_that_it_reads_the_file(library: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "env").touch()
+    logging.getLogger("uvicorn").handlers.clear()  # a program's first words come before anybody has set up logging
+    library.Config(app, env_file=tmp_path / "env")
+    assert capsys.readouterr().err.count(f"Loading environment from '{tmp_path / 'env'}'") == 1
+
+
+@both
+def test_a_program_loads_its_application_itself(library: Any) -> None:
+    class Config(library.Config):  # type: ignore[misc, name-defined]
+        def load_app(self) -> Any:
+            return app
+
+    config = Config("nowhere:app")
+    config.load()
+    assert config.interface == "asgi3"
+
+
+@both
 def test_logging_is_configured_at_once(library: Any) -> None:
     logger = logging.getLogger("uvicorn.error")
     logging.getLogger("uvicorn").handlers.clear()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from laraman.errors import BootError, ConfigError
+from laraman.net.address import Address
 from laraman.net.bind import Bind
 
 if TYPE_CHECKING:
@@ -50,6 +51,14 @@ def test_names_and_families(binds: list[Bind], address: str, family: int) -> Non
     bind.open()
     assert bind.socket is not None
     assert bind.socket.family == family
+
+
+def test_no_host_is_all_addresses(binds: list[Bind]) -> None:
+    bind = Bind(Address("tcp", "", 0))
+    binds.append(bind)
+    bind.open()
+    assert bind.socket is not None
+    assert bind.socket.getsockname()[0] == "0.0.0.0"
 
 
 def test_what_cannot_be_opened_is_one_clear_line(binds: list[Bind], tmp_path: Path) -> None:
@@ -174,6 +183,21 @@ def test_an_inherited_socket_is_found_again_with_its_port(binds: list[Bind], tmp
         second.close()
         second.unlink()
     assert not (tmp_path / "x.sock").exists()
+
+
+def test_an_inherited_socket_whose_name_is_another_file_s_serves_on(binds: list[Bind], tmp_path: Path) -> None:
+    path = tmp_path / "x.sock"
+    first = Bind(f"unix:{path}")
+    first.open()
+    assert first.socket is not None
+    path.unlink()
+    path.write_text("mine")
+    second = Bind(f"unix:{path}")
+    binds.append(second)
+    second.open(first.socket.detach())
+    second.close()
+    second.unlink()
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a packet filter of Linux")
