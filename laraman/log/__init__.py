@@ -6,7 +6,7 @@ uvicorn.access   one line per request, to stdout; message '%s - "%s %s HTTP/%s" 
                  (client_addr, method, full_path, http_version, status_code)
 uvicorn.asgi     what goes between server and application, at level trace
 
-The master configures it once; its workers, being forks, have what it has.
+The master configures it once; its workers, being forks, have what it has, unless threads belong to it: those they start for themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -79,6 +80,8 @@ class _File(logging.FileHandler):
 
 #: The handlers that came with the configuration, and whose they are. The application's are none of them.
 _installed: list[tuple[logging.Logger, logging.Handler]] = []
+#: Threads that the configuration's own classes have started; a queue's, say, which writes what others put into it.
+_threads: list[threading.Thread] = []
 
 
 def configure(config: Config) -> None:
@@ -100,6 +103,21 @@ def configure(config: Config) -> None:
     if not config.access_log:
         _access.handlers.clear()
         _access.propagate = False
+
+
+def after_fork(config: Config) -> None:
+    """In a child: configure anew what stands on threads, of which a fork copies none. It disables nobody else: what was preloaded has loggers too."""
+    if not _threads:
+        return
+    disabled = {logger: logger.disabled for logger in _loggers()}
+    try:
+        configure(config)
+    except ConfigError as exc:  # the file is no longer what it was, and the server is better off with other lines than without this process
+        _root.disabled = _error.disabled = False
+        _error.error("%s", exc)
+    else:
+        for logger, before in disabled.items():
+            logger.disabled = before
 
 
 def check(config: Config) -> None:
@@ -124,18 +142,22 @@ def _configure_built_in(config: Config) -> None:
 
 def _configure_from(source: Any, config: Config) -> None:
     _uninstall()
-    before = _handlers()
+    before, running = _handlers(), threading.enumerate()
     try:
         configs.apply(source, config.use_colors, os.path.abspath(config.app_dir or os.curdir))
     except ConfigError:
         _configure_built_in(config)
         raise
     _installed[:] = [pair for pair in _handlers() if pair not in before]
+    _threads[:] = [thread for thread in threading.enumerate() if thread not in running]
 
 
 def _handlers() -> list[tuple[logging.Logger, logging.Handler]]:
-    loggers = [logging.root, *(logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger))]
-    return [(logger, handler) for logger in loggers for handler in logger.handlers]
+    return [(logger, handler) for logger in _loggers() for handler in logger.handlers]
+
+
+def _loggers() -> list[logging.Logger]:
+    return [logging.root, *(logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger))]
 
 
 def _uninstall() -> None:
@@ -149,6 +171,7 @@ def _uninstall() -> None:
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
     _installed.clear()
+    _threads.clear()
 
 
 def _handler(config: Config, formatter: type[ColourizedFormatter], name: str, stream: TextIO) -> logging.Handler:

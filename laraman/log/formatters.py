@@ -41,7 +41,7 @@ class ColourizedFormatter(logging.Formatter):
 
     def should_use_colors(self) -> bool:
         """Whether there are colours where nobody has said so: on a terminal."""
-        return self.stays and sys.stdout.isatty()
+        return self.stays and sys.stdout is not None and sys.stdout.isatty()
 
     def color_level_name(self, level_name: str, level_no: int) -> str:
         return coloured(level_name, *_codes(_LEVEL_COLOURS.get(level_no)))
@@ -71,7 +71,7 @@ class DefaultFormatter(ColourizedFormatter):
     """For the log of errors, which goes to stderr."""
 
     def should_use_colors(self) -> bool:
-        return self.stays and sys.stderr.isatty()
+        return self.stays and sys.stderr is not None and sys.stderr.isatty()
 
 
 class AccessFormatter(ColourizedFormatter):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from setproctitle import setproctitle
 
+from laraman import log
 from laraman.errors import ProtocolError
 from laraman.process.exits import read_black_box
 from laraman.process.handover import unnamed_file
@@ -300,6 +301,11 @@ def live(
         faulthandler.enable(file=black_box)
         faulthandler.register(signal.SIGUSR2, file=black_box, all_threads=True)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        log.after_fork(config)
+        if config.reload:
+            from laraman.process import bytecode
+
+            bytecode.of_settled_sources_only()
         code = worker.run(slot, generation, channel, config)
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -86,7 +87,8 @@ async def app(scope, receive, send):
 
 
 def lines(server: Server) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in server.output.splitlines() if line.startswith("{")]
+    """Those that are there to their ends: a file grows page by page."""
+    return [json.loads(line) for line in server.output.splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
 
 
 def line(server: Server, path: str) -> dict[str, Any]:
@@ -269,6 +271,53 @@ def test_a_configuration_counts_in_the_master_and_in_every_worker(server: Callab
     wait_workers(running, 2, without=set(before))
     request("/after")
     assert re.search(r'^B \d+ .*"GET /after HTTP/1\.1" 200 OK$', path.read_text(), re.MULTILINE)
+
+
+QUEUE = """
+import logging
+from logging.handlers import QueueHandler, QueueListener
+from queue import SimpleQueue
+
+class Queued(QueueHandler):
+    def __init__(self):
+        super().__init__(SimpleQueue())
+        file = logging.FileHandler("queued.log")
+        file.setFormatter(logging.Formatter("%(process)d %(message)s"))
+        QueueListener(self.queue, file).start()
+"""
+QUEUED_APP = """
+import logging
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        logging.getLogger("shop").warning("sold")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+logging.getLogger("shop")  # is here before a worker that is forked from a template
+"""
+
+
+@pytest.mark.parametrize("arguments", [("--workers", "2"), ("--preload",)])
+def test_handlers_with_threads_work_in_every_worker(server: Callable[..., Server], arguments: tuple[str, ...]) -> None:
+    root, loggers = {"handlers": ["all"], "level": "INFO"}, {"uvicorn": {"level": "INFO"}}
+    configuration = {"version": 1, "handlers": {"all": {"class": "shoplogs.Queued"}}, "loggers": loggers}
+    files = {"app.py": QUEUED_APP, "shoplogs.py": QUEUE, "log.json": json.dumps({**configuration, "root": root})}
+    running = server("app:app", *arguments, "--log-config", "log.json", files=files)
+    path, pids = running.directory / "queued.log", workers(running)
+
+    def served() -> bool:
+        assert get(running.port)[0] == 200
+        return all(re.search(rf'^{pid} sold$', path.read_text(), re.MULTILINE) for pid in pids)
+
+    wait_until(served)
+    assert all(f"{pid} Application startup complete." in path.read_text() for pid in pids)
+
+    # Who comes later than an edit that went wrong serves all the same.
+    (running.directory / "log.json").write_text("{")
+    os.kill(pids[0], signal.SIGKILL)
+    wait_workers(running, len(pids), without={pids[0]})
+    wait_until(lambda: "log.json:1: Expecting property name" in running.output)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -168,6 +169,21 @@ def test_what_is_saved_together_is_one_reload(server: Callable[..., Server], wat
     assert running.output.count("detected changes") == 1
     assert "'m1.py', 'm10.py', 'm11.py', 'm12.py', 'm13.py', 'm14.py', 'm15.py', 'm16.py', 51 more. Reloading..." in running.output
     assert running.processes()[0]["generation"] == 2
+
+
+def test_saves_within_a_second_are_told_apart(server: Callable[..., Server]) -> None:
+    """Python's bytecode knows the second of a save and its size only."""
+    files = {"shown.py": "TEXT = b'1'\n", "app.py": "from shown import TEXT\n" + SAVED.replace('b"TEXT"', "TEXT")}
+    running = start(server, files=files, environ={"PYTHONDONTWRITEBYTECODE": ""})
+    second = (int(time.time()) + 3600) * 1_000_000_000  # of one that will not pass meanwhile
+    for number in range(2, 6):
+        save(running, f"TEXT = b'{number}'\n", "new.tmp")
+        os.utime(running.directory / "new.tmp", ns=(second, second + number))
+        (running.directory / "new.tmp").rename(running.directory / "shown.py")
+        wait_answer(running, str(number))
+    assert not list(running.directory.glob("__pycache__/shown.*"))
+    os.utime(running.directory / "app.py", (1, 1))
+    wait_until(lambda: list(running.directory.glob("__pycache__/app.*")), what="bytecode of what was saved long ago")
 
 
 def test_a_save_during_a_reload_leads_to_another(server: Callable[..., Server]) -> None:

@@ -84,6 +84,14 @@ def test_colours_on_demand_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.out == '\033[32mINFO\033[0m:     127.0.0.1:5 - "\033[1mGET / HTTP/1.1\033[0m" \033[32m200 OK\033[0m\n'
 
 
+def test_streams_that_were_closed_before_the_start_are_no_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python says None then."""
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    log.configure(Config())
+    logging.getLogger("uvicorn.error").info("nobody hears this")
+
+
 def test_a_colour_message_changes_nothing_for_other_handlers(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure(Config(use_colors=True))
     theirs = io.StringIO()
