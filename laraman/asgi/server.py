@@ -23,7 +23,7 @@ import anyio
 
 from laraman import log
 from laraman.asgi.service import Http
-from laraman.asgi.settings import STARTUP_FAILURE
+from laraman.asgi.settings import STARTUP_FAILURE, open_for_program
 from laraman.errors import LaramanError
 from laraman.net.bind import Bind
 from laraman.process import recycle, watchers
@@ -239,7 +239,7 @@ class Server:
         scheme = "https" if config.is_ssl else "http"
         self._binds = self._worker.binds = config.binds() if sockets is None else []
         for bind in self._binds:
-            bind.open()
+            open_for_program(bind)
         for sock in sockets or ():
             bind = Bind(f"{scheme}+fd://{sock.fileno()}", config.backlog)
             bind.open(os.dup(sock.fileno()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -226,7 +227,7 @@ class Config:
         """A socket that listens where the first of ``binds`` says, for ``Server.serve(sockets=[...])``. Exits with 3 when it cannot."""
         bind = self.binds()[0]
         try:
-            bind.open()
+            open_for_program(bind)
         except BootError as exc:
             _exit(exc)
         assert bind.socket is not None
@@ -239,6 +240,15 @@ class Config:
         frozen = self.frozen()
         for bind in binds:
             log.say_running(frozen, bind.where)
+
+
+def open_for_program(bind: Bind) -> None:
+    """Listen; on a copy of a descriptor that is given, because the program will close its own. Raises BootError."""
+    copy = None
+    if bind.fd is not None:
+        with suppress(OSError):  # which opening it says better
+            copy = os.dup(bind.fd)
+    bind.open(copy)
 
 
 def _exit(error: ConfigError | BootError) -> NoReturn:

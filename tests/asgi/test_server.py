@@ -208,6 +208,21 @@ def test_sockets_that_are_given(library: Any) -> None:
 
 
 @both
+@pytest.mark.parametrize("bound", [False, True], ids=["served", "bound"])
+def test_a_descriptor_that_is_given_stays_the_programs(library: Any, tmp_path: Path, bound: bool) -> None:
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(str(tmp_path / "socket"))
+        own.listen()
+        server = make(library, App(), fd=own.fileno())
+        if bound:
+            server.config.bind_socket().close()
+        else:
+            with in_thread(server):
+                assert server.started
+        assert own.getsockname() == str(tmp_path / "socket")
+
+
+@both
 async def test_methods_are_overridden(library: Any) -> None:
     diary: list[str] = []
 
