@@ -48,6 +48,23 @@ def test_every_name_is_there_and_is_laramans() -> None:
     assert fresh(code, hidden=True) == "True True True 5 5 False True"
 
 
+def test_modules_are_there_without_being_imported() -> None:
+    code = (
+        "import laraman.compat.uvicorn, uvicorn\n"
+        "uvicorn.config.LOGGING_CONFIG['formatters']['access']['fmt'] = '%(message)s'\n"
+        "from laraman.log import LOGGING_CONFIG\n"
+        "print(LOGGING_CONFIG['formatters']['access']['fmt'], uvicorn.logging.DefaultFormatter.__name__, uvicorn.middleware.wsgi.__name__)"
+    )
+    assert fresh(code, hidden=True) == "%(message)s DefaultFormatter uvicorn.middleware.wsgi"
+
+
+def test_the_path_of_an_access_log_of_ones_own() -> None:
+    rest = {"type": "http", "client": None, "method": "GET", "http_version": "1.1"}
+    scopes = [{**rest, "path": "/a b/ü", "query_string": b""}, {**rest, "path": "/", "query_string": b"q=%20&r"}]
+    code = f"from uvicorn.protocols.utils import get_path_with_query_string as get\nprint(*map(get, {scopes!r}))"
+    assert fresh(f"import laraman.compat.uvicorn\n{code}", hidden=True) == fresh(code, hidden=False) == "/a%20b/%C3%BC /?q=%20&r"
+
+
 def test_the_names_are_those_of_the_real_one() -> None:
     code = (
         "import importlib, laraman.compat.uvicorn as compat\n"

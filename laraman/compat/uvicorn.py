@@ -40,17 +40,26 @@ MODULES: dict[str, dict[str, str]] = {
     "uvicorn.middleware.proxy_headers": {"ProxyHeadersMiddleware": "laraman.asgi.forwarded"},
     "uvicorn.middleware.wsgi": {"WSGIMiddleware": "laraman.asgi.wsgi"},
     "uvicorn.protocols": {},
-    "uvicorn.protocols.utils": {"ClientDisconnected": "laraman.asgi.websocket"},
+    "uvicorn.protocols.utils": {"ClientDisconnected": "laraman.asgi.websocket", "get_path_with_query_string": __name__},
     "uvicorn.supervisors": {"ChangeReload": "laraman.running:Supervisor", "Multiprocess": "laraman.running:Supervisor"},
     "uvicorn.workers": {"UvicornWorker": "laraman.workers:LaramanWorker", "UvicornH11Worker": "laraman.workers:LaramanH11Worker"},
 }
 
 
+def get_path_with_query_string(scope: dict[str, Any]) -> str:
+    """What the access log says of a request's path, for those who write their own."""
+    from laraman.log.access import arguments
+
+    return arguments(scope, 200)[2]
+
+
 class _Module(ModuleType):
-    """Imports a name when it is asked for."""
+    """Imports a name, or a module in it, when it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
         source = MODULES[self.__name__].get(name)
+        if source is None and f"{self.__name__}.{name}" in MODULES:
+            return import_module(f"{self.__name__}.{name}")
         if source is None:
             raise AttributeError(f"laraman has no {self.__name__}.{name}")
         module, _, other = source.partition(":")
