@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _have_streams()
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
@@ -34,6 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `laraman connections | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _have_streams() -> None:
+    """Started without stdin, stdout or stderr, have nothing's: else their numbers become those of sockets, and Python has None for them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -209,8 +209,7 @@ def spawn(
     """Fork a child that runs ``worker`` in ``slot``. ``leave()`` closes, in the child, what belongs to the master alone. Raises OSError."""
     ours, theirs = socket.socketpair()
     black_box = unnamed_file()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     # Blocked, because a signal between the fork and the child's own handlers would be told to the master's wake-up descriptor.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -312,11 +311,15 @@ def live(
     except BaseException:
         logger.critical("Worker %s:%d [%d] failed", worker.name, slot, os.getpid(), exc_info=True)
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
+        _flush()
         logging.shutdown()
         os._exit(code & 0xFF)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # full, closed, none at all
+            stream.flush()
 
 
 def introduce(worker: Worker, at_the_masters_death: signal.Signals = signal.SIGTERM) -> None:

@@ -429,3 +429,23 @@ def test_trace_shows_every_message(tmp_path: Path) -> None:
     ours = said("laraman")
     assert ours == said("uvicorn")
     assert len(ours) == 5
+
+
+def test_without_streams_there_is_a_server_all_the_same(tmp_path: Path, free_port: int) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    command = f"exec {sys.executable} -m laraman app:app --port {free_port} <&- >&- 2>&-"
+    with subprocess.Popen(["sh", "-c", command], cwd=tmp_path, env=clean_environment({})) as process:
+        try:
+
+            def served() -> bool:
+                assert process.poll() is None
+                with contextlib.suppress(OSError):
+                    return get(free_port)[0] == 200
+                return False
+
+            wait_until(served)
+            streams = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+        finally:
+            process.terminate()
+        assert process.wait(DEADLINE) == 0
+    assert streams == [os.devnull] * 3
