@@ -58,6 +58,7 @@ class Http:
         self.draining = False
         self.held: list[Exchange] = []
         self.writing: set[HttpConnection] = set()  # whose client has not taken yet what was sent
+        self._doors: list[Door] = []
         self._next_look = 0.0
         #: Runs the application with what has to be done around an operation; None while that is nothing.
         self.wrapper: Callable[..., Awaitable[Any]] | None = None
@@ -127,7 +128,8 @@ class Http:
         tls = self.tls if bind.address.scheme == "https" else None
         if tls is None and expected is None:
             return None
-        return Door(worker, factory, tls=tls, trusted=expected, timeout=self.header_timeout)
+        self._doors.append(Door(worker, factory, tls=tls, trusted=expected, timeout=self.header_timeout))
+        return self._doors[-1]
 
     def trusts(self, client: tuple[str, int] | None) -> bool:
         """Whether fields of proxies are believed on a connection from this address."""
@@ -235,9 +237,12 @@ class Http:
     # Exchanges -------------------------------------------------------------------------------------------------------------------
 
     def is_full(self) -> bool:
-        """uvicorn's rule for ``--limit-concurrency``: connections or running requests have reached it."""
+        """uvicorn's rule for ``--limit-concurrency``: connections or running requests have reached it. A handshake is no connection yet."""
         limit = self.config.limit_concurrency
-        return limit is not None and (len(self.worker.connections) >= limit or len(self.running) >= limit)
+        if limit is None:
+            return False
+        arriving = sum(len(door.arrivals) for door in self._doors)
+        return len(self.worker.connections) - arriving >= limit or len(self.running) >= limit
 
     def start(self, exchange: Exchange | WebSocketConnection, operation: Operation) -> None:
         """Run the application for this exchange, in a task and a context of its own."""

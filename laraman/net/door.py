@@ -58,6 +58,8 @@ class Door:
         self.trusted = trusted
         self.timeout = timeout
         self.loop = asyncio.get_running_loop()
+        #: Who has been accepted and is not let in yet.
+        self.arrivals: set[Arrival] = set()
         self._socket: socket.socket | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._warned = False
@@ -128,6 +130,7 @@ class Arrival:
         self._limit: asyncio.Timeout | None = None
         self._opened = door.loop.time()
         self._peer: Any = None
+        door.arrivals.add(self)
         door.worker.connections.add(self)
         self._task = door.loop.create_task(self._enter(), name="arrival")
 
@@ -140,10 +143,12 @@ class Arrival:
                 await self._let_in(when)
         except (OSError, RemoteProtocolError, asyncio.CancelledError) as exc:
             door.refused(self._peer, f"nothing came of it within {when} s" if isinstance(exc, TimeoutError) and not exc.args else exc)
+            exc.__traceback__ = None  # its frames know what waited for it: a ring, and asyncio's 256 KiB for TLS would wait in it for the collector
         finally:
             self._limit = None
             if not self._handed_over:
                 self._sock.close()
+            door.arrivals.discard(self)
             door.worker.connections.discard(self)
 
     async def _let_in(self, timeout: float | None) -> None:

@@ -196,6 +196,36 @@ def test_a_day_in_the_life_of_a_tls_server(server: Callable[..., Server], author
     assert running.output.count("cannot be used, the old ones stay") == 1
 
 
+def ask_in_one_flight(port: int, context: ssl.SSLContext) -> bytes:
+    """The status line when the request comes with the last bytes of the handshake, as most clients of TLS 1.3 send it."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    secured = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as raw:
+        while True:
+            try:
+                secured.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                raw.sendall(outgoing.read())
+                incoming.write(raw.recv(65536))
+        secured.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        raw.sendall(outgoing.read())
+        while True:
+            try:
+                return secured.read(65536).partition(b"\r\n")[0]
+            except ssl.SSLWantReadError:
+                incoming.write(raw.recv(65536))
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_handshake_does_not_count_for_the_limit(server: Callable[..., Server], authority: Authority, loop: str) -> None:
+    running = server("app:app", "--loop", loop, "--limit-concurrency", "2", *authority.issue("limited").options, files={"app.py": APP})
+    assert ask_in_one_flight(running.port, authority.client()) == b"HTTP/1.1 200 OK"
+    with socket.create_connection(("127.0.0.1", running.port), DEADLINE), socket.create_connection(("127.0.0.1", running.port), DEADLINE):
+        wait_until(lambda: len(running.connections()) >= 2, what="two handshakes that do not go on")
+        assert ask_in_one_flight(running.port, authority.client()) == b"HTTP/1.1 200 OK"
+
+
 def test_neither_a_reload_nor_the_stop_cuts_a_handshake_off(server: Callable[..., Server], authority: Authority) -> None:
     pair = authority.issue("reloaded")
     running = server("app:app", "--workers", "2", "--preload", *pair.options, files={"app.py": APP})

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import struct
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +192,27 @@ async def test_handshakes_that_fail_or_never_end_leave_nothing(authority: Author
         assert await reader.readline() == b"None\n"
         writer.transport.abort()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == [], "strangers cannot fill the log"
+
+
+async def test_a_handshake_that_fails_leaves_nothing_for_the_collector(tls: Tls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio keeps 256 KiB for each connection under TLS: in a ring of references they would add up until the collector comes."""
+    made: list[weakref.ref[Echo]] = []
+
+    def make() -> Echo:
+        made.append(weakref.ref(echo := Echo()))
+        return echo
+
+    gc.disable()
+    try:
+        async with entering(tls=tls) as entered:
+            entered.door.factory = make
+            for _ in range(5):
+                with entered.connect() as plain:
+                    plain.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                    await until(lambda: bool(made) and not entered.worker.connections)
+            await until(lambda: all(reference() is None for reference in made))
+    finally:
+        gc.enable()
 
 
 async def test_a_handshake_under_way_is_one_of_the_worker_s_connections(
