@@ -191,14 +191,21 @@ class Master:
         announce.start(self)
 
     def _open_binds(self) -> None:
-        for bind in self.binds:
-            bind.backlog = self.config.backlog
-            bind.open(self.inherited.pop(bind.key, None))
+        new = [bind for bind in self.binds if bind.key not in self.inherited and bind.fd is None]
+        try:
+            for bind in self.binds:
+                bind.backlog = self.config.backlog
+                bind.open(self.inherited.pop(bind.key, None))
+        except LaramanError:
+            for bind in new:  # a restart is refused: nobody would accept there
+                bind.close()
+                bind.unlink()
+            raise
         self._close_inherited()  # what is no longer wanted
 
     def _close_inherited(self) -> None:
-        for descriptor in self.inherited.values():
-            os.close(descriptor)
+        for key, descriptor in self.inherited.items():
+            restart.end_bind(key, descriptor)
         self.inherited = {}
 
     def _open_state(self) -> None:

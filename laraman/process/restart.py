@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from laraman.net.bind import Bind
 from laraman.process import daemon, handover
 from laraman.process.children import Child
 from laraman.process.control import Control
@@ -76,6 +77,14 @@ def adopt(master: Master, table: handover.Table) -> None:
         if name in master.desired:
             master.desired[name].slots[slot].restarts = restarts
             master.desired[name].slots[slot].last_exit = last_exit
+
+
+def end_bind(key: str, descriptor: int) -> None:
+    """End what a former image listened on and nobody wants any more, with the name of a unix socket."""
+    bind = Bind(key)
+    bind.open(descriptor)
+    bind.close()
+    bind.unlink()
 
 
 def refuse(master: Master, reason: str) -> None:

@@ -170,6 +170,30 @@ def test_descriptor_0(tmp_path: Path, family: socket.AddressFamily) -> None:
             again.connect(name)
 
 
+def test_restarts_that_take_an_address_away_or_are_refused(tmp_path: Path) -> None:
+    def settings(*addresses: str) -> None:
+        (tmp_path / "pyproject.toml").write_text(f"[tool.laraman]\nbind = {json.dumps(addresses)}\n")
+
+    def restart() -> int:
+        environ = clean_environment({"TMPDIR": str(tmp_path)})
+        return subprocess.run([sys.executable, "-m", "laraman", "restart"], cwd=tmp_path, env=environ, timeout=DEADLINE).returncode
+
+    stays, goes, new = (str(tmp_path / f"{name}.sock") for name in ("stays", "goes", "new"))
+    settings(f"unix:{stays}", f"unix:{goes}")
+    with own_process(tmp_path, [*LARAMAN, "--name", "x"]):
+        wait_until(lambda: "Application startup complete" in (tmp_path / "output.txt").read_text(), what="the start")
+        assert ask(goes)["server"] == [goes, None]
+        settings(f"unix:{stays}")
+        assert restart() == 0
+        assert (os.path.exists(goes), ask(stays)["server"]) == (False, [stays, None])
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            settings(f"unix:{new}", f"127.0.0.1:{taken.getsockname()[1]}")
+            assert restart() == 1
+        assert not os.path.exists(new), "nobody would accept there"
+        assert ask(stays)["server"] == [stays, None]
+    assert list(tmp_path.glob("*.sock")) == []
+
+
 # systemd ------------------------------------------------------------------------------------------------------------------------------
 
 #: Does what systemd does between fork and exec: puts the sockets from descriptor 3 on and says so.

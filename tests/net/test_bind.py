@@ -194,7 +194,8 @@ def test_an_inherited_socket_whose_name_is_another_file_s_serves_on(binds: list[
     path.write_text("mine")
     second = Bind(f"unix:{path}")
     binds.append(second)
-    second.open(first.socket.detach())
+    second.open(first.socket.fileno())
+    first.socket.detach()
     second.close()
     second.unlink()
     assert path.read_text() == "mine"
