@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("uvicorn.error")
 
+#: Characters of a status that are told: it shares its datagram with what must arrive.
+MAX_STATUS = 1000
+
 
 class Notifier:
     """What the master last said. ``interval`` are the seconds between two signs of life, half of what systemd allows; infinite without a watchdog."""
@@ -48,17 +51,20 @@ class Notifier:
             self._say("reloading", "RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reloading")
 
     def _say(self, what: str, *lines: str) -> None:
-        if what != self._said:
+        if what != self._said and self._send(*lines):
             self._said = what
-            self._send(*lines)
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str) -> bool:
+        """Whether that is done: a manager that is there and has no room now is told again."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)  # the master waits for nobody
-                sock.sendto("\n".join(lines).encode(), self._address)
+                sock.sendto("\n".join(lines).encode(errors="backslashreplace"), self._address)
+        except BlockingIOError:
+            return False
         except OSError as exc:
             logger.debug("Nobody listens at NOTIFY_SOCKET: %s", exc)
+        return True
 
 
 def _watchdog(env: Mapping[str, str]) -> float:
@@ -72,4 +78,4 @@ def _watchdog(env: Mapping[str, str]) -> float:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.split())[:MAX_STATUS]

@@ -101,6 +101,17 @@ def test_a_manager_that_does_not_read_keeps_nobody_waiting(systemd: socket.socke
     master = notifier(systemd)
     for number in range(5000):
         master.tick("running", bool(number % 2), "", 1.0)
+    told(systemd)
+    master.tick("running", True, "", 1.0)
+    assert "RELOADING" in told(systemd)[-1], "what it had no room for is told when it has"
+
+
+@pytest.mark.parametrize("problem", ["x" * 1_000_000, "\udcff", "two\nREADY=0"])
+def test_no_problem_keeps_the_news_from_arriving(systemd: socket.socket, problem: str) -> None:
+    notifier(systemd).tick("running", False, problem, 1.0)
+    (message,) = told(systemd)
+    assert message["READY"] == "1"
+    assert message["STATUS"].startswith("the last reload failed")
 
 
 @pytest.mark.parametrize(
