@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("uvicorn.error")
 
 KNOWN = frozenset("anyio attrs fastapi httpx jinja2 msgspec orjson pydantic pydantic_settings sqlalchemy sqlmodel starlette".split())
+#: What may put other modules before the installed ones, say a directory with copies. Appending to ``sys.path`` hides nothing.
+_CHANGES = re.compile(rb"sys\.(path(?!\.append\b|\w)|meta_path|path_hooks)|addsitedir")
+#: In the place of a module's name: this one does that.
+_ELSEWHERE = "sys.path"
 #: The most files of an application that are read.
 MAX_FILES = 500
 
@@ -32,7 +37,10 @@ def import_frameworks(app: str, directory: str) -> None:
 
 
 def modules_needed(module: str, directory: Path) -> list[str]:
-    """The modules of `KNOWN` libraries that this module of the application imports, itself or through other modules of its own, in that order."""
+    """The modules of `KNOWN` libraries that this module of the application imports, itself or through other modules of its own, in that order.
+
+    None where these might be others, because the application has its own of that name, or changes where modules are found.
+    """
     found: dict[str, None] = {}
     seen: set[str] = set()
     left = [module]
@@ -42,6 +50,8 @@ def modules_needed(module: str, directory: Path) -> list[str]:
             continue
         seen.add(name)
         for target in _imports(name, directory):
+            if target == _ELSEWHERE:
+                return []
             if target.partition(".")[0] not in KNOWN:
                 left.append(target)
             elif _is_own(target.partition(".")[0], directory):  # the application's own, under the same name
@@ -56,13 +66,19 @@ def _is_own(name: str, directory: Path) -> bool:
 
 
 def _imports(module: str, directory: Path) -> Iterator[str]:
-    """What the source of this module, if it is in this directory, imports; of ``from a import b`` both ``a`` and, in case it is a module, ``a.b``."""
+    """What the source of this module, if it is in this directory, imports; of ``from a import b`` both ``a`` and, in case it is a module, ``a.b``.
+
+    `_ELSEWHERE` where its source matches `_CHANGES`.
+    """
     path = directory.joinpath(*module.split("."))
     package = (path / "__init__.py").is_file()
     try:
-        tree = ast.parse((path / "__init__.py" if package else path.with_suffix(".py")).read_bytes())
+        source = (path / "__init__.py" if package else path.with_suffix(".py")).read_bytes()
+        tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError, RecursionError):
         return
+    if _CHANGES.search(source):
+        yield _ELSEWHERE
     above = module.split(".") if package else module.split(".")[:-1]
     if not package and above:
         yield ".".join(above)
@@ -76,4 +92,3 @@ def _imports(module: str, directory: Path) -> Iterator[str]:
             yield base
             if base.partition(".")[0] not in KNOWN:
                 yield from (f"{base}.{alias.name}" for alias in node.names)
-
