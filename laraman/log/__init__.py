@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -80,8 +79,8 @@ class _File(logging.FileHandler):
 
 #: The handlers that came with the configuration, and whose they are. The application's are none of them.
 _installed: list[tuple[logging.Logger, logging.Handler]] = []
-#: Threads that the configuration's own classes have started; a queue's, say, which writes what others put into it.
-_threads: list[threading.Thread] = []
+#: Idents of the threads that the configuration's own classes have started; a queue's, say, which writes what others put into it.
+_threads: set[int] = set()
 
 
 def configure(config: Config) -> None:
@@ -142,14 +141,14 @@ def _configure_built_in(config: Config) -> None:
 
 def _configure_from(source: Any, config: Config) -> None:
     _uninstall()
-    before, running = _handlers(), threading.enumerate()
+    before, running = _handlers(), set(sys._current_frames())
     try:
         configs.apply(source, config.use_colors, os.path.abspath(config.app_dir or os.curdir))
     except ConfigError:
         _configure_built_in(config)
         raise
     _installed[:] = [pair for pair in _handlers() if pair not in before]
-    _threads[:] = [thread for thread in threading.enumerate() if thread not in running]
+    _threads.update(set(sys._current_frames()) - running)
 
 
 def _handlers() -> list[tuple[logging.Logger, logging.Handler]]:
