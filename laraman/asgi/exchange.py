@@ -247,7 +247,7 @@ class Exchange(Operation):
             send_trailers(self, message)
         elif kind == EARLY_HINT and offered:
             send_early_hint(self, message)
-        elif kind in FILES and offered:
+        elif kind in FILES and kind in offered:
             if self.part is not None:
                 await asyncio.shield(self.part)
                 await self.send(message)

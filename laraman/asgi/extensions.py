@@ -82,5 +82,10 @@ async def _send_open_file(exchange: Exchange, message: Message) -> None:
 
 #: The messages that send files.
 FILES = {PATH_SEND: _send_path, ZERO_COPY_SEND: _send_open_file}
-#: What scopes offer.
-OFFERED = (EARLY_HINT, TRAILERS, PATH_SEND, ZERO_COPY_SEND)
+#: What scopes offer, by the option ``asgi_extensions``. Frameworks use ``pathsend`` unasked: then middlewares that read or compress bodies do not see
+#: those of files, which they do under a server without it. So it has to be asked for.
+OFFERED = {
+    "none": (),
+    "explicit": (EARLY_HINT, TRAILERS, ZERO_COPY_SEND),
+    "all": (EARLY_HINT, TRAILERS, ZERO_COPY_SEND, PATH_SEND),
+}

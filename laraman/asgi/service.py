@@ -108,7 +108,7 @@ class Http:
         #: Writes the lines of requests when they have ended, in another format than uvicorn's.
         self.access = AccessLog(config.access_log_format, worker) if logs and config.access_log_format else None
         #: Each scope gets a copy, for 0.1 us: what a middleware does to it is then nobody else's.
-        self.extensions: dict[str, Any] = {name: {} for name in OFFERED} if config.asgi_extensions else {}
+        self.extensions: dict[str, Any] = {name: {} for name in OFFERED[config.asgi_extensions]}
         self._root_path = config.root_path
         self._root_path_bytes = config.root_path.encode()
         # Without a task factory the loop would make the same task, after a detour that costs a fifth of it.

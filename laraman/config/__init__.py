@@ -217,7 +217,9 @@ class Config:
     h11_max_incomplete_event_size: int | None = option(None, "uvicorn's name of limit_request_head; with every parser.", low=256)
     reset_contextvars: bool = option(False, "Run each request in an empty context instead of a copy of what startup has left.")
     lifespan: Literal["auto", "on", "off"] = option("auto", "ASGI lifespan protocol.")
-    asgi_extensions: bool = option(True, "Offer the application ASGI's extensions for files (sendfile), early hints and trailers.")
+    asgi_extensions: Literal["explicit", "all", "none"] = option(
+        "explicit", "ASGI extensions to offer: those that an application has to use itself, or also pathsend, which Starlette sends every file with."
+    )
     root_path: str = option("", "ASGI root_path: the prefix under which a proxy serves the application.", metavar="PATH")
     server_header: bool = option(True, "Send the default Server header.")
     date_header: bool = option(True, "Send the default Date header.")

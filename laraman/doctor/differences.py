@@ -22,8 +22,8 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     "server": Difference("1.10", "`server: uvicorn`", "`server: laraman`", "its own name", "`--header server:uvicorn`"),
     "extensions": Difference(
-        *("1.9", "the HTTP scope has no extensions", "files by sendfile, early hints, trailers; with TLS the extension `tls`"),
-        *("applications and frameworks use them when they are there", "`--no-asgi-extensions` (not `tls`)"),
+        *("1.9", "the HTTP scope has no extensions", "`zerocopysend`, early hints, trailers; with TLS the extension `tls`"),
+        *("applications can use them", "`--asgi-extensions none` (not `tls`)"),
     ),
     "stop": Difference(
         *("1.12", "a stop and a reload wait for ever for a stream that does not end", "they end within 8 s"),

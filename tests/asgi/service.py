@@ -82,9 +82,13 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def serve(app: Any, tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None, **options: Any) -> AsyncIterator[Server]:
-    """Serve ``app`` with the configuration's defaults but ``options``; with ``tls``, contexts of the server and of clients, under TLS."""
+    """Serve ``app`` with the configuration's defaults, all ASGI extensions, and ``options``.
+
+    With ``tls``, contexts of the server and of clients, under TLS.
+    """
     options.setdefault("access_log", False)
     options.setdefault("lifespan", "off")
+    options.setdefault("asgi_extensions", "all")
     worker = types.SimpleNamespace(
         config=replace(Config(), **options),
         connections=set(),

@@ -69,8 +69,20 @@ async def test_what_a_middleware_does_to_them_is_nobody_elses() -> None:
 
     async with serve(app) as server:
         await server.ask(GET + LAST)
-    assert seen == [set(OFFERED)] * 2
-    assert "http.response.debug" not in OFFERED
+    assert seen == [set(OFFERED["all"])] * 2
+    assert "http.response.debug" not in OFFERED["all"]
+
+
+async def test_pathsend_has_to_be_asked_for() -> None:
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        assert [name.rpartition(".")[2] for name in scope["extensions"]] == ["early_hint", "trailers", "zerocopysend"]
+        await send(start())
+        with pytest.raises(RuntimeError, match=r"Expected ASGI message 'http\.response\.body', but got 'http\.response\.pathsend'"):
+            await send({"type": "http.response.pathsend", "path": __file__})
+        await send(piece(b"ok", more=False))
+
+    async with serve(app, asgi_extensions="explicit") as server:
+        assert (await server.ask(LAST)).endswith(b"\r\n\r\nok")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +110,7 @@ async def test_without_them_it_is_as_under_uvicorn(message: dict[str, Any], expe
             await send(message)
         said.append(str(caught.value))
 
-    async with serve(app, asgi_extensions=False) as server:
+    async with serve(app, asgi_extensions="none") as server:
         assert (await server.ask(TRAILERS)).endswith(b"\r\n\r\nok")
     kind = message["type"]
     assert said == [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.contract.client import answers, fetch, get, post, recorded, scope, websocket_scope
 from tests.contract.table import Row
 
-EXTENSIONS = {f"http.response.{name}": {} for name in ("early_hint", "trailers", "pathsend", "zerocopysend")}
+EXTENSIONS = {f"http.response.{name}": {} for name in ("early_hint", "trailers", "zerocopysend")}
 REFUSED = ("HTTP/1.1 400 Bad Request", "Invalid HTTP request received.")
 
 

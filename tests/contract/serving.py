@@ -27,7 +27,7 @@ CLIENT_TLS.check_hostname, CLIENT_TLS.verify_mode = False, ssl.CERT_NONE
 AS_UVICORN = (
     *("--log-brand", "uvicorn", "--no-server-header", "--header", "server:uvicorn", "--timeout-graceful-shutdown", "none"),
     *("--timeout-request-header", "0", "--timeout-request-body", "0", "--limit-request-head", "1000000", "--limit-request-fields", "10000"),
-    *("--limit-request-line", "100000", "--limit-request-body", "0", "--reset-contextvars", "--no-asgi-extensions"),
+    *("--limit-request-line", "100000", "--limit-request-body", "0", "--reset-contextvars", "--asgi-extensions", "none"),
 )
 
 

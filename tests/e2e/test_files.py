@@ -115,6 +115,10 @@ def client_of(server: Server, context: ssl.SSLContext | None = None) -> Iterator
         yield client
 
 
+#: With pathsend.
+ALL = ("--asgi-extensions", "all")
+
+
 def answers(client: httpx.Client) -> list[Any]:
     """What came, on kept connections, as far as it can be compared."""
     got = []
@@ -132,7 +136,7 @@ def answers(client: httpx.Client) -> list[Any]:
 def test_the_same_answers(server: Callable[..., Server], certificate: tuple[list[str], ssl.SSLContext]) -> None:
     options, context = certificate
     plain, tls, without = (
-        server("app:app", *more, files={"app.py": APP, "files.txt": ""}, ready=False) for more in ((), options, ("--no-asgi-extensions",))
+        server("app:app", *more, files={"app.py": APP, "files.txt": ""}, ready=False) for more in (ALL, (*ALL, *options), ())
     )
     for running in (plain, tls, without):
         add_files(running.directory)
@@ -180,7 +184,7 @@ def test_a_hundred_slow_clients_cost_little_and_leave_nothing(
     server: Callable[..., Server], certificate: tuple[list[str], ssl.SSLContext], secure: bool
 ) -> None:
     options, context = certificate
-    running = server("app:app", *(options if secure else ()), files={"app.py": APP, "files/small.txt": "small"})
+    running = server("app:app", *ALL, *(options if secure else ()), files={"app.py": APP, "files/small.txt": "small"})
     with (running.directory / "files/huge.bin").open("wb") as file:
         file.truncate(512 * MIB)
     trusted = context if secure else None

@@ -103,7 +103,7 @@ def read_head(port: int, data: bytes) -> bytes:
 
 
 def test_lines_of_json_are_written_at_the_end(server: Callable[..., Server]) -> None:
-    running = server("app:app", "--access-log-format", "json", "--limit-request-body", "100", files={"app.py": APP})
+    running = server("app:app", "--asgi-extensions", "all", "--access-log-format", "json", "--limit-request-body", "100", files={"app.py": APP})
     (pid,) = workers(running)
     port = running.port
 

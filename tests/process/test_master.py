@@ -101,18 +101,20 @@ def test_what_does_not_stop_is_killed_at_its_deadline(serve: Callable[..., Serve
     assert served.output.count("did not stop in time, killing it") == 2
 
 
-def test_the_second_interrupt_kills_at_once_and_quit_has_no_deadline(serve: Callable[..., Served]) -> None:
+def test_the_second_interrupt_gives_no_more_time_the_third_kills_and_quit_has_no_deadline(serve: Callable[..., Served]) -> None:
     served = serve(behaviour="deaf", timeout_graceful_shutdown=0.1)
     served.kill(signal.SIGQUIT)
     wait_until(lambda: served.server()["state"] == "stopping")
     assert served.request("reload") == {"op": "reload", "ok": False, "error": "the server is stopping"}
     served.kill(signal.SIGTERM)  # a deadline
     wait_until(lambda: len(served.pids()) == 2 and served.server()["state"] == "stopping")
+    served.kill(signal.SIGINT)
+    wait_until(lambda: "SIGINT again: running requests are cut off" in served.output)
     began = time.monotonic()
     served.kill(signal.SIGINT)
     assert served.process.wait(10) == 0
     assert time.monotonic() - began < 1.5
-    assert "SIGINT again" in served.output
+    assert "SIGINT again: killing what is left" in served.output
 
 
 def test_the_master_lets_go_of_the_port_before_the_workers_are_told(serve: Callable[..., Served]) -> None:
