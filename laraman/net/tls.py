@@ -162,6 +162,8 @@ def _context(version: int) -> ssl.SSLContext:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # whoever asks for an old one by its number knows
             context = ssl.SSLContext(version)
+        if version == ssl.PROTOCOL_TLS_SERVER and context.minimum_version < ssl.TLSVersion.TLSv1_2:  # as some distributions leave it
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
     except (ValueError, ssl.SSLError):
         raise ConfigError(f"--ssl-version {version} is no version that a server of this Python speaks; 17 is any that is safe") from None

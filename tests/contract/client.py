@@ -9,10 +9,11 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from tests.conftest import DEADLINE, wait_until
 from tests.contract.serving import CLIENT_TLS
+from tests.wss import wss
 
 if TYPE_CHECKING:
     import socket
@@ -197,10 +198,11 @@ def told(text: str) -> list[str]:
 # Websockets -----------------------------------------------------------------------------------------------------------------------
 
 
-def websocket(server: Running, path: str, **options: Any) -> ClientConnection:
-    scheme = "wss" if server.tls else "ws"
-    times = {"open_timeout": DEADLINE, "close_timeout": DEADLINE, "ping_interval": None}
-    return connect(f"{scheme}://there{path}", proxy=None, sock=server.dial(), **({"ssl": CLIENT_TLS} if server.tls else {}), **times, **options)
+def websocket(server: Running, path: str, **options: Any) -> Any:
+    times: dict[str, Any] = {"open_timeout": DEADLINE, "close_timeout": DEADLINE, "ping_interval": None}
+    if server.tls:
+        return wss(f"wss://{server.host}:{server.port}{path}", CLIENT_TLS, **times, **options)
+    return connect(f"ws://there{path}", proxy=None, sock=server.dial(), **times, **options)
 
 
 KEY = base64.b64encode(b"0123456789abcdef").decode()

@@ -12,12 +12,10 @@ import trustme
 
 from tests.contract.scenes import Actor, Fact
 from tests.contract.serving import DIRECTORIES, Running
-from tests.contract.table import SAME
+from tests.contract.table import SAME, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from tests.contract.table import Row
 
 #: Arguments of the servers: those of both, and those of laraman where it has more.
 CONFIGURATIONS: dict[str, tuple[str, ...]] = {
@@ -115,7 +113,8 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made = authority.issue_cert("localhost")
     made.private_key_pem.write_to_path(str(directory / "key.pem"))
     made.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
-    rows = [item.callspec.params["row"] for item in request.session.items if "stage" in getattr(item, "fixturenames", ())]
+    asked = [item.callspec.params for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
+    rows = [params["row"] for params in asked if isinstance(params.get("row"), Row)]
     stage = Stage(str(directory), rows)
     yield stage
     stage.close()

@@ -236,7 +236,8 @@ def test_a_life_under_systemd(tmp_path: Path) -> None:
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
         process = stack.enter_context(under_systemd(tmp_path, sockets, **environ))
         wait_until(lambda: heard("READY"), what="READY=1")
-        assert (told[-1]["MAINPID"], told[-1]["STATUS"]) == (str(process.pid), "running")
+        [ready] = [message for message in told if "READY" in message]
+        assert (ready["MAINPID"], ready["STATUS"]) == (str(process.pid), "running")
         assert running_lines((tmp_path / "output.txt").read_text()) == [f"http://127.0.0.1:{name[1]}" for name in names]
         for name in names:
             assert ask(name)["server"] == [*name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,7 @@ def inodes(pid: int) -> set[str]:
 def rewrite(running: Server, old: str, new: str) -> None:
     path = running.directory / "app.py"
     path.write_text(path.read_text().replace(old, new))
+    shutil.rmtree(running.directory / "__pycache__", ignore_errors=True)  # it would do for what is saved in the same second with the same size
 
 
 # Birth ----------------------------------------------------------------------------------------------------------------------------

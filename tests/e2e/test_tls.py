@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import websockets.sync.client
+import websockets
 
 from tests.certificates import Authority, encrypt, first_certificate
 from tests.conftest import DEADLINE, Server, clean_environment, wait_until
 from tests.e2e.tools import read_all
+from tests.wss import wss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,7 +130,7 @@ def test_a_day_in_the_life_of_a_tls_server(server: Callable[..., Server], author
         assert ask(anonymous, "/upload", b"y" * 500_000) == b"500000"
         seen = json.loads(ask(known))["tls"]
         assert (seen["client_cert_chain"][0], seen["client_cert_name"].partition(",")[0]) == (first_certificate(mine), "CN=Ada Lovelace")
-        with websockets.sync.client.connect(f"wss://127.0.0.1:{port}/", ssl=authority.client(mine)) as websocket:
+        with wss(f"wss://127.0.0.1:{port}/", authority.client(mine)) as websocket:
             seen = json.loads(websocket.recv(DEADLINE))
             assert (seen["scheme"], seen["tls"]["client_cert_name"].partition(",")[0]) == ("wss", "CN=Ada Lovelace")
             websocket.send("hello")
@@ -172,7 +173,7 @@ def test_a_day_in_the_life_of_a_tls_server(server: Callable[..., Server], author
     with (
         connected(port, authority.client()) as idle,
         connected(port, authority.client()) as busy,
-        websockets.sync.client.connect(f"wss://127.0.0.1:{port}/", ssl=authority.client()) as websocket,
+        wss(f"wss://127.0.0.1:{port}/", authority.client()) as websocket,
         socket.create_connection(("127.0.0.1", port), DEADLINE),
     ):
         ask(idle)
