@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("uvicorn.error")
 
-#: Operations between two looks at what is cheap to compare, at a hundredth of a microsecond for each, and at everything. How long there is a look after each one when something was found.
+#: Operations between two looks at what is cheap to compare (which is then a hundredth of a microsecond for each), and at everything. How long
+#: there is a look after each one when something was found.
 LOOK_EVERY, LOOK_AT_ALL_EVERY, CLOSELY = 256, 4096, 64
 #: Seconds from the end of an operation to the look at an idle worker, and how many times as long a worker that is not idle is waited for.
 IDLE, PATIENCE = 1.0, 5
