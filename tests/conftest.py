@@ -241,3 +241,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.fork)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The count of the contract's rows. Here, because with several processes the one that writes the summary collects no tests."""
+    passed = {report.nodeid for report in terminalreporter.stats.get("passed", ()) if "/test_contract.py::test_row[" in report.nodeid}
+    if not passed:
+        return
+    from tests.contract.table import SAME
+    from tests.contract.test_contract import ROWS
+
+    different = [row for row in ROWS if row.differs]
+    undone = sum(row.back is SAME for row in different)
+    terminalreporter.write_line(
+        f"contract with uvicorn: {len(ROWS)} rows, {len(passed)} asked and as listed; {len(ROWS) - len(different)} the same, "
+        f"{len(different)} different on purpose ({undone} of these the same with an option)"
+    )

@@ -1,4 +1,4 @@
-"""The servers that the rows share, and the count of rows at the end of a run."""
+"""The servers that the rows share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trustme
 
 from tests.contract.scenes import Actor, Fact
 from tests.contract.serving import DIRECTORIES, Running
-from tests.contract.table import SAME, Row
+from tests.contract.table import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,21 +89,6 @@ class Stage:
             running.stop()
         for directory in DIRECTORIES:
             shutil.rmtree(directory)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The count of rows."""
-    from tests.contract.test_contract import ROWS
-
-    passed = {report.nodeid for report in terminalreporter.stats.get("passed", ()) if "/test_contract.py::test_row[" in report.nodeid}
-    if not passed:
-        return
-    different = [row for row in ROWS if row.differs]
-    undone = sum(row.back is SAME for row in different)
-    terminalreporter.write_line(
-        f"contract with uvicorn: {len(ROWS)} rows, {len(passed)} asked and as listed; {len(ROWS) - len(different)} the same, "
-        f"{len(different)} different on purpose ({undone} of these the same with an option)"
-    )
 
 
 @pytest.fixture(scope="session")
