@@ -46,11 +46,11 @@ def run(app: Any, **options: Any) -> None:
 
 def _be_master(config: Frozen) -> None:
     from laraman.asgi import http_workers
-    from laraman.cli.serving import run, with_listeners
+    from laraman.cli.serving import complete, run
     from laraman.errors import LaramanError
 
-    config = with_listeners(replace(config, env_file=""))  # which has been read
     try:
+        config = complete(replace(config, env_file=""))  # which has been read
         code = run(config, http_workers(config), lambda: None)
     except LaramanError as exc:
         logger.error("%s", exc)

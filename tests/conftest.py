@@ -11,9 +11,11 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio.to_thread
 import pytest
 
 from laraman.errors import ConnectionLost
@@ -30,6 +32,20 @@ T = TypeVar("T")
 DEADLINE = 30.0
 
 
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Tests that await run on both loops, unless their directory or file says otherwise."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_wrapped() -> Iterator[None]:
+    """What a worker that lived in this process has wrapped is put back when it is over; otherwise its resets run in other tests."""
+    names = (anyio.to_thread.run_sync, ThreadPoolExecutor.submit)
+    yield
+    assert (anyio.to_thread.run_sync, ThreadPoolExecutor.submit) == names
+
+
 def wait_until(condition: Callable[[], T], timeout: float = DEADLINE, what: str = "the condition") -> T:
     """Ask until the answer is true, and return it. Fails the test after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
@@ -43,6 +59,15 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without what would configure a server by accident."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LARAMAN_", "UVICORN_", "WEB_CONCURRENCY", "FORWARDED_"))}
     return {**kept, "PYTHONUNBUFFERED": "1", **extra}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, without configuration from outside."""
+    monkeypatch.chdir(tmp_path)
+    for name in set(os.environ) - set(clean_environment({})):
+        monkeypatch.delenv(name)
+    return tmp_path
 
 
 class Server:

@@ -26,7 +26,7 @@ from laraman.asgi.service import Http
 from laraman.asgi.settings import STARTUP_FAILURE, open_for_program
 from laraman.errors import LaramanError
 from laraman.net.bind import Bind
-from laraman.process import recycle, watchers
+from laraman.process import handle_exit, recycle
 from laraman.process.garbage import Garbage
 from laraman.process.life import Life
 from laraman.process.worker import Worker
@@ -149,7 +149,7 @@ class Server:
             self.force_exit = True
         else:
             self.should_exit = True
-        watchers.tell(self, sig, frame)
+        handle_exit.tell(self, sig, frame)
 
     def retire(self, reason: str) -> None:
         """The worker should be replaced, which only somebody outside could do."""

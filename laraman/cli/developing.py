@@ -49,7 +49,7 @@ def configured(verb: str, arguments: list[str], environ: Mapping[str, str], defa
     own = {**defaults, **_port(environ)}
     given = {*places, *(("host", "port") if {"bind", "uds", "fd"} & places.keys() else ())}
     config = replace(config, **{field: value for field, value in own.items() if field not in given})
-    return serving.with_listeners(_with_app(config, path or "", name or ""))
+    return serving.complete(_with_app(config, path or "", name or ""))
 
 
 def _with_app(config: Config, path: str, name: str) -> Config:

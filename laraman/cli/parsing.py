@@ -148,13 +148,11 @@ def check_parser() -> argparse.ArgumentParser:
     for name in CHECK_OPTIONS:
         add_option(group, OPTIONS[name])
     group = parser.add_argument_group("check")
-    found = "the GETs of its OpenAPI document, else of its routes"
-    group.add_argument("--requests", metavar="FILE", help=f'A line "METHOD /path" for each request, or a JSON list. Default: {found}.')
+    _add_requests(group, "the GETs of its OpenAPI document, else of its routes")
     group.add_argument("--rounds", metavar="NUMBER", default="5", help="How often they are played after the first time. Default: 5.")
     group.add_argument("--timeout", metavar="NUMBER", default="5", help="Seconds that a request gets. Default: 5.")
     ignore = "A name under WHAT that may grow; * stands for anything. Again for each further one."
     group.add_argument("--ignore", metavar="NAME", action="append", default=[], help=ignore)
-    group.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 
 
@@ -164,11 +162,15 @@ def doctor_parser() -> argparse.ArgumentParser:
     for name in DOCTOR_OPTIONS:
         add_option(group, OPTIONS[name])
     group = parser.add_argument_group("doctor")
-    found = "/, and the GETs of its OpenAPI document, else of its routes"
-    group.add_argument("--requests", metavar="FILE", help=f'A line "METHOD /path" for each request, or a JSON list. Default: {found}.')
+    _add_requests(group, "/, and the GETs of its OpenAPI document, else of its routes")
     group.add_argument("--timeout", metavar="NUMBER", default="15", help="Seconds that each server gets to start. Default: 15.")
-    group.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
+
+
+def _add_requests(group: argparse._ArgumentGroup, default: str) -> None:
+    """What all verbs have that play requests and report."""
+    group.add_argument("--requests", metavar="FILE", help=f'A line "METHOD /path" for each request, or a JSON list. Default: {default}.')
+    group.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:

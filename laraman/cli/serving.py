@@ -90,13 +90,12 @@ def _tell(config: Config) -> None:
 
 def configured(arguments: list[str], environ: Mapping[str, str] = os.environ) -> Config:
     """The whole configuration, with an application. Raises ConfigError."""
-    config = with_listeners(with_app(Config.load(vars(parse(start_parser(), arguments)), environ, PYPROJECT)))
+    return complete(with_app(Config.load(vars(parse(start_parser(), arguments)), environ, PYPROJECT)))
+
+
+def complete(config: Config) -> Config:
+    """The same with our own listeners, those of the gateways. Raises ConfigError when the configuration of logging cannot be read."""
     log.check(config)
-    return config
-
-
-def with_listeners(config: Config) -> Config:
-    """The same with our own listeners, those of the gateways."""
     return replace(config, listeners=(*config.listeners, *(_GATEWAY_LISTENERS if config.gateway.enabled else ())))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from laraman import log
 from laraman.errors import BootError, Busy, ConfigError, ConnectionClosed, ConnectionLost, LaramanError
 from laraman.net.connection import Connection
-from laraman.process import recycle, watchers
+from laraman.process import handle_exit, recycle
 from laraman.process.children import introduce
 from laraman.process.daemon import reopen_output
 from laraman.process.garbage import Garbage
@@ -138,7 +138,7 @@ class Run(Life):
             self._say({"op": "retire", "reason": self._retiring})
 
     def on_stopping(self) -> None:
-        watchers.tell()
+        handle_exit.tell()
 
     # The channel to the master ---------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio.to_thread
 
@@ -42,10 +42,40 @@ def call() -> Call | None:
 
 
 class Cleaning:
-    """While it is open, each of ``actions`` is called after each call in a pool's thread, in that thread. They must not raise."""
+    """While it is open, each of ``actions`` is called after each call in a pool's thread, in that thread. They must not raise.
+
+    Several may be open, as servers embedded in one process have one each, and they close in any order: the names are wrapped once for all.
+    """
+
+    _open: ClassVar[list[Cleaning]] = []
+    _wrappers: ClassVar[_Wrappers | None] = None
 
     def __init__(self, actions: Sequence[Callable[[], None]]) -> None:
         self._actions = tuple(actions)
+        if not self._open:
+            Cleaning._wrappers = _Wrappers(self._clean)
+        self._open.append(self)
+
+    def close(self) -> None:
+        """Put the names back when no other is open, where nobody has wrapped them again since. What stays wrapped then does nothing."""
+        if self in self._open:
+            self._open.remove(self)
+        if not self._open and Cleaning._wrappers is not None:
+            Cleaning._wrappers.remove()
+            Cleaning._wrappers = None
+
+    @classmethod
+    def _clean(cls) -> None:
+        for cleaning in tuple(cls._open):
+            for action in cleaning._actions:
+                action()
+
+
+class _Wrappers:
+    """Both names, wrapped from now on until `remove`: ``clean`` is called after each call."""
+
+    def __init__(self, clean: Callable[[], None]) -> None:
+        self._clean = clean
         self._run_sync = run_sync = anyio.to_thread.run_sync
         self._submit = submit = ThreadPoolExecutor.submit
         run = self._run
@@ -62,8 +92,7 @@ class Cleaning:
         anyio.to_thread.run_sync = cleaned_run_sync  # type: ignore[assignment]
         ThreadPoolExecutor.submit = cleaned_submit  # type: ignore[method-assign, assignment]
 
-    def close(self) -> None:
-        """Put the names back, where nobody has wrapped them again since."""
+    def remove(self) -> None:
         if anyio.to_thread.run_sync is self._ours[0]:
             anyio.to_thread.run_sync = self._run_sync
         if ThreadPoolExecutor.submit is self._ours[1]:
@@ -77,8 +106,7 @@ class Cleaning:
         finally:
             this.over = True
             _thread.call = outer
-            for action in self._actions:
-                action()
+            self._clean()
 
 
 def _in_own_context(run: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -26,11 +26,6 @@ TRAILERS = b"GET / HTTP/1.1\r\nHost: x\r\nTE: gzip;q=0.5, Trailers\r\nConnection
 PLAIN: Any = {"server_header": False, "date_header": False}
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return "asyncio", {"use_uvloop": request.param}
-
-
 def hint(*links: bytes) -> dict[str, Any]:
     return {"type": "http.response.early_hint", "links": links}
 

@@ -35,11 +35,6 @@ MIB = 1 << 20
 _BLOCK = random.Random(5).randbytes(65521)
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return "asyncio", {"use_uvloop": request.param}
-
-
 @pytest.fixture(scope="module")
 def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     authority = trustme.CA()

@@ -25,11 +25,6 @@ LENGTH = {**START, "headers": [(b"content-length", b"3")]}
 HINT = {"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]}
 
 
-@pytest.fixture(params=[("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 class Lines:
     """The records of the access log, and what they say."""
 

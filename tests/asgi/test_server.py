@@ -37,11 +37,6 @@ pytestmark = pytest.mark.anyio
 both = pytest.mark.parametrize("library", [uvicorn, laraman], ids=lambda library: library.__name__)
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return "asyncio", {"use_uvloop": request.param == "uvloop"}
-
-
 class App:
     """Says its name, and remembers its lifespan. ``/wait`` is answered when ``release`` is set."""
 

@@ -34,11 +34,6 @@ HANDSHAKE = (
 DEFLATE = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
 
 
-@pytest.fixture(params=[("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 def frame(first: int, payload: bytes = b"") -> bytes:
     """A client's frame, masked with zeros."""
     size = len(payload)

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return "asyncio", {"use_uvloop": request.param}
-
-
 @pytest.mark.parametrize(("queue", "size", "most"), [(1, 10, 3), (4, 10, 6), (32, 10, 34), (32, 40_000, 4)])
 async def test_reading_pauses_when_as_many_messages_wait_as_may(queue: int, size: int, most: int) -> None:
     """Or 64 KiB of them: a queue of many small messages is none of many large ones."""

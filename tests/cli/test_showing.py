@@ -12,20 +12,10 @@ from laraman import cli
 from laraman.cli.parsing import start_parser
 from laraman.config import OPTIONS
 from laraman.config.gateway import GATEWAY
-from tests.conftest import clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, without configuration from outside."""
-    monkeypatch.chdir(tmp_path)
-    for name in set(os.environ) - set(clean_environment({})):
-        monkeypatch.delenv(name)
-    return tmp_path
 
 
 @pytest.fixture

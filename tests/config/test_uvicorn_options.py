@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,13 +49,10 @@ COMPANIONS = {name: {"ssl_certfile": "cert.pem"} for name in ("ssl_keyfile", "ss
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that the samples name, and nothing from outside."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "some.env").touch()
-    (tmp_path / "some").mkdir()
-    for name in [name for name in os.environ if name.startswith(("UVICORN_", "LARAMAN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS"))]:
-        monkeypatch.delenv(name)
+def _files(place: Path) -> None:
+    """Those that the samples name."""
+    (place / "some.env").touch()
+    (place / "some").mkdir()
 
 
 def ours(arguments: list[str], env: dict[str, str] | None = None) -> Config:

@@ -48,6 +48,12 @@ def test_options_are_those_of_start(directory: Path) -> None:
         load("dev", "--prot", "1")
 
 
+def test_what_start_refuses_beforehand_is_refused_here_too(directory: Path) -> None:
+    """So that a restart with it does not stop what runs."""
+    with pytest.raises(ConfigError, match="missing.yaml"):
+        load("run", "--log-config", "missing.yaml")
+
+
 def test_everything_a_user_says_is_stronger_than_the_verb(directory: Path) -> None:
     assert not load("dev", environ={"LARAMAN_RELOAD": "0"}).reload
     assert load("run", environ={"UVICORN_HOST": "127.0.0.2"}).host == "127.0.0.2"

@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(params=[("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """Every test of this directory that awaits runs on both loops."""
-    return request.param
-
-
 class Around:
     """What is told around messages from ``listen`` on, of one worker or all of them: a test may have both ends of a connection."""
 

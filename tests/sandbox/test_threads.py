@@ -154,13 +154,13 @@ def test_the_context_of_the_caller_goes_into_the_thread_as_before() -> None:
 
 
 def test_somebody_elses_wrapper_is_left_alone() -> None:
+    original = anyio.to_thread.run_sync
     cleaning = Cleaning([])
     ours = anyio.to_thread.run_sync
 
     async def theirs(*args: Any, **options: Any) -> Any:
         return await ours(*args, **options)
 
-    original = cleaning._run_sync
     anyio.to_thread.run_sync = theirs
     try:
         cleaning.close()
@@ -190,6 +190,23 @@ def test_synchronous_endpoints_start_clean(monkeypatch: pytest.MonkeyPatch) -> N
             resets.close()
 
     assert asyncio.run(main()) == [["unset", "nobody"], ["unset", "reset"], ["unset", "reset"]]
+
+
+def test_several_may_be_open_and_close_in_any_order() -> None:
+    names, done = (anyio.to_thread.run_sync, ThreadPoolExecutor.submit), []
+
+    def called() -> list[str]:
+        done.clear()
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(int, "7").result(10) == 7
+        return list(done)
+
+    first, second, third = (Cleaning([lambda name=name: done.append(name)]) for name in "abc")  # type: ignore[misc]
+    assert called() == ["a", "b", "c"]
+    for cleaning, left in ((first, ["b", "c"]), (third, ["b"]), (third, ["b"]), (second, [])):
+        cleaning.close()
+        assert called() == left
+    assert (anyio.to_thread.run_sync, ThreadPoolExecutor.submit) == names
 
 
 def test_nothing_is_wrapped_while_nothing_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
