@@ -50,7 +50,7 @@ def test_options_are_those_of_start(directory: Path) -> None:
 
 def test_what_start_refuses_beforehand_is_refused_here_too(directory: Path) -> None:
     """So that a restart with it does not stop what runs."""
-    with pytest.raises(ConfigError, match="missing.yaml"):
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
         load("run", "--log-config", "missing.yaml")
 
 
