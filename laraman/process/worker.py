@@ -59,8 +59,15 @@ class Worker:
         *,
         count: int = 1,
         handler: Any = None,
+        protocol: Any = None,
         stop_timeout: float | None = None,
         exclusive: bool = False,
+        reuse_port: bool = False,
+        mode: str = "",
+        max_connections: int | None = None,
+        max_message: int | None = None,
+        write_buffer: int | None = None,
+        **options: Any,
     ) -> None:
         if not name or not name.isprintable() or any(map(str.isspace, name)):
             raise ConfigError(f"a worker cannot be called {name!r}")
@@ -70,8 +77,15 @@ class Worker:
         self.name = name
         self.count = count
         self.handler = handler
+        self.protocol = protocol
         self.stop_timeout = stop_timeout
         self.exclusive = exclusive
+        self.reuse_port = reuse_port
+        self.mode = mode
+        self.max_connections = max_connections
+        self.max_message = max_message
+        self.write_buffer = write_buffer
+        self.options = options
         self.binds = [Bind(text) for text in addresses]
         #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.
         self.template = ""
