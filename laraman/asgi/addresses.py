@@ -44,7 +44,7 @@ def _parsed(text: str, scheme: str) -> list[Address]:
     if kind == "systemd":
         return _of_systemd(text, name, scheme)
     address = parse_address(text, scheme)
-    if address.scheme not in _SCHEMES:
+    if address.scheme not in _SCHEMES or address.tls:
         raise ConfigError(f"--bind {text}: {address.scheme} is not spoken there, but http, and https where there is a certificate")
     if address.scheme == "https" != scheme:
         raise ConfigError(f"--bind {text} needs a certificate: --ssl-certfile")

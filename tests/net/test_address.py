@@ -22,6 +22,17 @@ from laraman.net.address import Address, parse_address
         ("frame+unix://relative.sock", Address("frame", path="relative.sock")),
         ("fd:3", Address("tcp", fd=3)),
         ("http+fd://3", Address("http", fd=3)),
+        ("frame+tls://127.0.0.1:9443", Address("frame", "127.0.0.1", 9443, tls=True)),
+        ("tcp+tls+unix:///run/x", Address("tcp", path="/run/x", tls=True)),
+        ("tcp+unix+tls:///run/x", Address("tcp", path="/run/x", tls=True)),
+        ("request+unix:///run/x", Address("request", path="/run/x")),
+        ("udp://0.0.0.0:53", Address("udp", "0.0.0.0", 53)),
+        ("websocket+tls://127.0.0.1:9443", Address("websocket", "127.0.0.1", 9443, tls=True)),
+        ("ws://example.com", Address("ws", "example.com", 80, target="/")),
+        ("ws://example.com?a", Address("ws", "example.com", 80, target="/?a")),
+        ("WSS://Example.com/Feed/x?a=1&b=%20", Address("ws", "example.com", 443, tls=True, target="/Feed/x?a=1&b=%20")),
+        ("wss://[::1]:8443/", Address("ws", "::1", 8443, tls=True, target="/")),
+        ("ws+unix:///run/x", Address("ws", path="/run/x", target="/")),
     ],
 )
 def test_what_is_written(text: str, address: Address) -> None:
@@ -64,6 +75,17 @@ def test_the_scheme_that_is_not_written() -> None:
         "a b://host:80",
         "tcp://host name:80",
         "tcp://host\n:80",
+        "tcp+tls+bad://host:80",
+        "tcp+unix+fd://3",
+        "udp+unix:///run/x",
+        "udp+tls://host:80",
+        "ws://",
+        "ws:///path",
+        "ws://host/#fragment",
+        "ws://user:secret@host/",
+        "ws://host/a b",
+        "ws://host/a\nb",
+        "ws://host/\N{SNOWMAN}",
     ],
 )
 def test_what_is_no_address(text: str) -> None:
@@ -75,6 +97,14 @@ def test_what_is_no_address(text: str) -> None:
 def test_round_trip(scheme: str, host: object, port: int) -> None:
     address = Address(scheme, str(host), port)
     assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["wss://example.com:443", "ws://example.com:80/x?y", "tcp+tls://[::1]:9", "tcp+tls+unix:///run/x", "ws+tls+unix:///run/x", "http+tls+fd://3"],
+)
+def test_what_is_shown_is_what_was_written(text: str) -> None:
+    assert str(parse_address(text)) == text
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda path: "\0" not in path))
