@@ -153,8 +153,8 @@ class HttpConnection(Connection):
             self._read_more_head(data)
 
     def resume_reading(self) -> None:
-        if self._reading_held:
-            self._release_reading()
+        if self._reading_paused:
+            self._resume_reading()
 
     # Heads -----------------------------------------------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ class HttpConnection(Connection):
             buffer = self._buffer = bytearray()
         buffer += data
         if len(buffer) > HIGH_WATER:
-            self._hold_reading()
+            self._pause_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -299,7 +299,7 @@ class HttpConnection(Connection):
             if body or complete:  # the framing alone is no progress
                 self.deadline = inf
             if exchange.feed(body, complete) > HIGH_WATER:
-                self._hold_reading()
+                self._pause_reading()
         elif complete:
             self._next(rest)
             return b""
@@ -365,8 +365,8 @@ class HttpConnection(Connection):
             return
         self.state = IDLE
         self.deadline = self.service.now + self.service.keep_alive
-        if self._reading_held:
-            self._release_reading()
+        if self._reading_paused:
+            self._resume_reading()
         if rest:
             self._read_head(rest)
 

@@ -150,12 +150,12 @@ class WebSocketConnection(Connection):
         self._heard = True
         if self._websocket is not None:
             if self._messages and self.state is OPEN and self._is_behind():
-                self._hold_reading()
+                self._pause_reading()
             self._parse(data)
         elif self.state is CONNECTING:
             self._early += data
             if len(self._early) > MAX_EARLY:
-                self._hold_reading()
+                self._pause_reading()
 
     def _is_behind(self) -> bool:
         """Whether enough waits for the application. One read may bring more messages than may wait, and the bytes of few may be many."""
@@ -206,14 +206,14 @@ class WebSocketConnection(Connection):
         if owed:
             self._write(owed)
             if self.writing_paused:  # pings without reading the pongs
-                self._hold_reading()
+                self._pause_reading()
         if self.state is OPEN:
             self._queue(received)
         elif received and isinstance(received[-1], Close):
             self.transport.close()
         if websocket.more:
-            self._hold_reading()
-        if self._reading_held and (not self._messages or self.state is not OPEN):
+            self._pause_reading()
+        if self._reading_paused and (not self._messages or self.state is not OPEN):
             self._go_on()
 
     def _queue(self, received: list[str | bytes | Close]) -> None:
@@ -241,8 +241,8 @@ class WebSocketConnection(Connection):
             if not self._parsing:
                 self._parsing = True
                 self.service.loop.call_soon(self._parse_more)
-        elif self._reading_held and not self.writing_paused:
-            self._release_reading()
+        elif self._reading_paused and not self.writing_paused:
+            self._resume_reading()
 
     def _parse_more(self) -> None:
         self._parsing = False
@@ -265,7 +265,7 @@ class WebSocketConnection(Connection):
             finally:
                 self._waiter = None
         message = messages.pop(0)
-        if self._reading_held and not messages:
+        if self._reading_paused and not messages:
             self._go_on()
         return message
 
@@ -492,7 +492,7 @@ class WebSocketConnection(Connection):
     def _keep_alive(self, now: float) -> None:
         """Send pings. Whatever came since the last one shows that the peer lives; while reading is paused its silence is ours."""
         config = self.service.config
-        if self._heard or self._reading_held:
+        if self._heard or self._reading_paused:
             self._pong_deadline = inf
         elif now >= self._pong_deadline:
             self._send_close(Close(1011, "keepalive ping timeout"), LINGER)

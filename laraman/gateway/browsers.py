@@ -358,7 +358,7 @@ class Browsers:
         for client in leaving:
             self._leave(client)
             client.throttled = client.blocked = False
-            client.release()  # its answer to the close may wait
+            client.resume()  # its answer to the close may wait
 
     def _closed(self, client: Client, close: Close) -> None:
         """The client has closed, or broken a rule, or answered our close. The close frame is on its way."""

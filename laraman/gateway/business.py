@@ -79,7 +79,7 @@ class Session(Watched):
     def go_on(self) -> None:
         """Carry out more commands, if the replies are read."""
         if not self.writing_paused:
-            self.release()
+            self.resume()
 
     def forward(self, client: Client, bit: int, message: Message) -> None:
         """An event, behind those that wait."""
@@ -124,7 +124,7 @@ class Session(Watched):
         """One that does not read its replies is not read."""
         self.write(self.protocol.send(Packet(command, message)))
         if self.writing_paused:
-            self.hold()
+            self.pause()
 
     def write(self, frame: bytes) -> None:
         self.bytes_out += len(frame)
@@ -186,7 +186,7 @@ class Business:
                 self._warn(session, f"the body of {command.name} cannot be decoded")
             elif self.metrics.sent >= self._yield_at:
                 self._yield_at = self.metrics.sent + MAX_DELIVERIES
-                session.hold()
+                session.pause()
                 asyncio.get_running_loop().call_soon(session.go_on)
 
     def on_close(self, session: Session) -> None:

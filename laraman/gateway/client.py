@@ -22,7 +22,7 @@ class Client(Watched):
 
     ``ready``: it is open and reads, so that frames can be written; else they wait in its backlog. ``out`` has those that leave with this turn of the
     loop, in one system call: that is most of what a message costs. ``owner`` is the worker connection that gets its events, ``waiting`` counts
-    those that wait for any; ``told``: the business side knows of it. It is held while ``blocked`` (a queue of events is full) or ``throttled``
+    those that wait for any; ``told``: the business side knows of it. It is paused while ``blocked`` (a queue of events is full) or ``throttled``
     (it has sent too much).
     """
 
@@ -53,21 +53,21 @@ class Client(Watched):
 
     def block(self) -> None:
         self.blocked = True
-        self.hold()
+        self.pause()
 
     def unblock(self) -> None:
         self.blocked = False
         if not self.throttled:
-            self.release()
+            self.resume()
 
     def throttle(self) -> None:
         self.throttled = True
-        self.hold()
+        self.pause()
 
     def unthrottle(self) -> None:
         self.throttled = False
         if not self.blocked:
-            self.release()
+            self.resume()
 
     # Writing
 

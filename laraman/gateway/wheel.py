@@ -28,8 +28,8 @@ class Watched(Connection):
         self._bytes_seen = self.bytes_in
 
     def silence(self, now: float) -> float:
-        """Seconds without a byte, up to the time between two calls less than it was. While reading is held there is none: that silence is ours."""
-        if self.bytes_in != self._bytes_seen or self.reading_held:
+        """Seconds without a byte, up to the time between two calls less than it was. While reading is paused there is none: that silence is ours."""
+        if self.bytes_in != self._bytes_seen or self.reading_paused:
             self.heard(now)
         return now - self._heard
 

@@ -8,7 +8,7 @@ A handler is any object; each of these methods is optional, and plain or ``async
 
 An ``async`` handler that is running holds the messages behind it back. They wait in a bounded queue, and reading pauses when it is full,
 so a peer that sends faster than it is served costs no memory. While nothing waits there is no queue and no task. A plain handler that has no
-room for more says so with ``hold()``, and ``release()`` later.
+room for more says so with ``pause()``, and ``resume()`` later.
 
 Each of these calls is an operation of the worker: it has a context of its own, and what is registered is done around it. While nothing is, a plain
 handler is called there and then.
@@ -48,8 +48,8 @@ MAX_PENDING = 64
 #: Seconds without progress after which a peer that does not read is cut off.
 WRITE_TIMEOUT = 60.0
 
-#: Why reading is paused: messages wait, the protocol has more to do, the peer does not read what the protocol owes it, a handler said ``hold()``.
-_PENDING, _MORE, _OWED, _HELD = 1, 2, 4, 8
+#: Why reading is paused: messages wait, the protocol has more to do, the peer does not read what the protocol owes it, a handler said ``pause()``.
+_PENDING, _MORE, _OWED, _PAUSED = 1, 2, 4, 8
 
 _numbers = itertools.count(1)
 
@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
         "_lost",
         "_parsing",
         "_pending",
-        "_reading_held",
+        "_reading_paused",
         "_receiver",
         "_stall",
         "_wrapper",
@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
         #: The task in which handlers run, while one does.
         self.running: asyncio.Task[None] | None = None
         self._pending: deque[Any] | None = None
-        self._reading_held = 0  # the reasons
+        self._reading_paused = 0  # the reasons
         self._parsing = False  # a further step of the protocol is scheduled
         self._closing_when_idle = False
         self._ended = self._lost = False
@@ -168,20 +168,20 @@ class Connection(asyncio.Protocol):
         for message in messages:
             self._deliver(message)
         if getattr(self.protocol, "more", False):
-            self._hold_reading(_MORE)
+            self._pause_reading(_MORE)
             self._go_on()
-        elif self._reading_held & _MORE:
-            self._release_reading(_MORE)
+        elif self._reading_paused & _MORE:
+            self._resume_reading(_MORE)
 
     def _go_on(self) -> None:
         """The next step of a protocol that has more to do, in a turn of its own; not while anything waits before it."""
-        if self._reading_held == _MORE and not self._pending and not self._parsing:
+        if self._reading_paused == _MORE and not self._pending and not self._parsing:
             self._parsing = True
             asyncio.get_running_loop().call_soon(self._receive_more)
 
     def _receive_more(self) -> None:
         self._parsing = False
-        if self._reading_held == _MORE and not self._pending:
+        if self._reading_paused == _MORE and not self._pending:
             self._receive(b"")
 
     def eof_received(self) -> bool | None:
@@ -222,8 +222,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.writing_paused = False
         _wake(self._drained)
-        if self._reading_held & _OWED:
-            self._release_reading(_OWED)
+        if self._reading_paused & _OWED:
+            self._resume_reading(_OWED)
 
     # Sending ---------------------------------------------------------------------------------------------------------------------
 
@@ -262,7 +262,7 @@ class Connection(asyncio.Protocol):
             self.bytes_out += len(owed)
             self.transport.write(owed)
             if self.writing_paused:  # it asks and does not read the answers
-                self._hold_reading(_OWED)
+                self._pause_reading(_OWED)
                 self._watch_writing()
 
     def _watch_writing(self) -> None:
@@ -315,7 +315,7 @@ class Connection(asyncio.Protocol):
         self.messages_in += 1
         if self.worker is not None:
             self.worker.requests += 1
-        if self.running is None and not self._reading_held & _HELD:
+        if self.running is None and not self._reading_paused & _PAUSED:
             self._handle("on_message", message)
             return
         if self._pending is None:
@@ -323,45 +323,45 @@ class Connection(asyncio.Protocol):
         self._pending.append(message)
         _wake(self._receiver)
         if len(self._pending) >= MAX_PENDING:
-            self._hold_reading()
+            self._pause_reading()
 
     def _take(self) -> Any:
         assert self._pending is not None
         message = self._pending.popleft()
-        if self._reading_held:
+        if self._reading_paused:
             if len(self._pending) <= MAX_PENDING // 2:
-                self._release_reading()
+                self._resume_reading()
             self._go_on()
         return message
 
     @property
-    def reading_held(self) -> bool:
+    def reading_paused(self) -> bool:
         """Whether reading is paused because handlers have not kept up: the peer's silence is then ours."""
-        return self._reading_held != 0
+        return self._reading_paused != 0
 
-    def hold(self) -> None:
-        """For a plain handler: from the next message on they wait, and reading pauses, until ``release``. Idempotent."""
-        self._hold_reading(_HELD)
+    def pause(self) -> None:
+        """For a plain handler: from the next message on they wait, and reading pauses, until ``resume``. Idempotent."""
+        self._pause_reading(_PAUSED)
 
-    def release(self) -> None:
-        """Handle what has waited since ``hold``, and read on. What is handled may say ``hold`` again. Idempotent."""
-        if self._reading_held & _HELD:
-            self._release_reading(_HELD)
+    def resume(self) -> None:
+        """Handle what has waited since ``pause``, and read on. What is handled may say ``pause`` again. Idempotent."""
+        if self._reading_paused & _PAUSED:
+            self._resume_reading(_PAUSED)
             self._handle_pending()
             self._go_on()
 
-    def _hold_reading(self, reason: int = _PENDING) -> None:
-        if not self._reading_held and not self.transport.is_closing():
+    def _pause_reading(self, reason: int = _PENDING) -> None:
+        if not self._reading_paused and not self.transport.is_closing():
             self.transport.pause_reading()
-        self._reading_held |= reason
+        self._reading_paused |= reason
 
-    def _release_reading(self, reason: int = _PENDING) -> None:
+    def _resume_reading(self, reason: int = _PENDING) -> None:
         """Take one reason away; reading goes on when there is none left."""
-        held = self._reading_held
-        self._reading_held = held & ~reason
-        if held and not self._reading_held and not self.transport.is_closing():
+        paused = self._reading_paused
+        self._reading_paused = paused & ~reason
+        if paused and not self._reading_paused and not self.transport.is_closing():
             self.transport.resume_reading()
-        elif self._reading_held:
+        elif self._reading_paused:
             self._go_on()
 
     # Handlers --------------------------------------------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ class Connection(asyncio.Protocol):
 
     def _handle_pending(self) -> None:
         """Handle what has waited; to its end when there will be no more."""
-        while self._pending and self.running is None and (self._lost or not self._reading_held & _HELD):
+        while self._pending and self.running is None and (self._lost or not self._reading_paused & _PAUSED):
             self._handle("on_message", self._take())
 
     async def _run(self, hook: str, operation: Operation | None, waiting: Awaitable[Any]) -> None:
@@ -423,7 +423,7 @@ class Connection(asyncio.Protocol):
                 self.operates_for.sandbox.ended(operation)
             self._handle_pending()
             if self.running is None:
-                if not self._reading_held & _HELD:
+                if not self._reading_paused & _PAUSED:
                     self._pending = None
                 self._settle()
 
@@ -437,8 +437,8 @@ class Connection(asyncio.Protocol):
     def _settle(self) -> None:
         """Nothing is being handled: see what the connection has come to."""
         if not self._lost:
-            if self._reading_held & _PENDING and not self._pending:
-                self._release_reading()
+            if self._reading_paused & _PENDING and not self._pending:
+                self._resume_reading()
             if self._closing_when_idle:
                 self.close()
         elif self.state != CLOSED:

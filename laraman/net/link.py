@@ -443,7 +443,7 @@ class Link:
         seen = connection.bytes_in
         while True:
             await anyio.sleep(self._timeout / looks)
-            heard = connection.bytes_in != seen or connection.reading_held
+            heard = connection.bytes_in != seen or connection.reading_paused
             seen = connection.bytes_in
             quiet = 0 if heard else quiet + 1
             if quiet == looks:

@@ -174,7 +174,7 @@ async def test_a_large_body_is_read_no_faster_than_the_application_takes_it() ->
         client.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
         client.write(b"x" * size)
         async with asyncio.timeout(DEADLINE):
-            while not server.worker.connections or not next(iter(server.worker.connections))._reading_held:
+            while not server.worker.connections or not next(iter(server.worker.connections))._reading_paused:
                 await asyncio.sleep(0)
         taken = next(iter(server.worker.connections)).bytes_in
         assert taken < 1_000_000

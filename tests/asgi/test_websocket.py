@@ -442,7 +442,7 @@ async def test_reading_pauses_while_the_application_does_not_receive() -> None:
         (connection,) = server.worker.connections
         total = 64 * 1_000_000
         sending = asyncio.create_task(_send_all(client, frame(0x82, bytes(1_000_000)) * 64))
-        await until(lambda: connection.reading_held)
+        await until(lambda: connection.reading_paused)
         before = -1
         while before != connection.bytes_in:  # nothing more comes once it is paused
             before = connection.bytes_in
@@ -782,9 +782,9 @@ async def test_an_application_that_is_slow_to_receive_is_no_dead_client() -> Non
         (connection,) = server.worker.connections
         for _ in range(2):
             client.write(frame(0x82, bytes(100)))
-            await until(lambda: connection.messages_in or connection.reading_held)
+            await until(lambda: connection.messages_in or connection.reading_paused)
         client.write(frame(0x82, bytes(100)))
-        await until(lambda: connection.reading_held)
+        await until(lambda: connection.reading_paused)
         await asyncio.sleep(0.6)
         recorder.go_on.set()
         client.write(close_frame(1000))

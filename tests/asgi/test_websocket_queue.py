@@ -29,11 +29,11 @@ async def test_reading_pauses_when_as_many_messages_wait_as_may(queue: int, size
         client = await open_raw(server)
         (connection,) = server.worker.connections
         sent = 0
-        while not connection.reading_held and sent < 2 * most:  # one read each
+        while not connection.reading_paused and sent < 2 * most:  # one read each
             client.write(frame(0x82, bytes(size)))
             sent += 1
-            await until(lambda wanted=sent: connection.messages_in == wanted or connection.reading_held)
-        assert connection.reading_held
+            await until(lambda wanted=sent: connection.messages_in == wanted or connection.reading_paused)
+        assert connection.reading_paused
         assert min(queue, 2) <= connection.messages_in <= most
         client.write(frame(0x81, b"last") + close_frame(1000))
         recorder.go_on.set()

@@ -191,12 +191,12 @@ async def test_who_does_not_read_its_replies_is_not_read() -> None:
             for _ in range(400):
                 task.send(Command.TOPIC_LIST)
             (session,) = [connection for connection in gateway.worker.connections if isinstance(connection, Session)]
-            await until(lambda: session.reading_held)
+            await until(lambda: session.reading_paused)
             assert session.messages_out < 400
             for _ in range(400):
                 _, message = await task.receive()
                 assert len(message.topics) == 2000
-            assert not session.reading_held
+            assert not session.reading_paused
 
 
 async def test_many_broadcasts_at_once_do_not_stop_the_loop() -> None:

@@ -361,7 +361,7 @@ async def test_who_pings_and_does_not_read_is_not_read() -> None:
         (client,) = gateway.clients()
         peer.writer.write(frame(b"p" * 125, 0x89) * 200_000)
         await until(lambda: client.writing_paused)
-        assert client.reading_held
+        assert client.reading_paused
         async with gateway.browser() as bystander:
             await bystander.send("hello")
             await worker.event(OPEN)

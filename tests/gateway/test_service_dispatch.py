@@ -230,7 +230,7 @@ async def test_when_too_much_waits_browsers_are_not_read_and_nobody_is_let_in() 
             await worker.register()
             await worker.event(OPEN)
             assert [(await worker.event(TRANSFER)).data for _ in range(40)] == [b"%d" % number for number in range(40)]
-            assert not client.reading_held
+            assert not client.reading_paused
 
 
 async def test_browsers_are_read_on_when_what_waited_was_given_up() -> None:
@@ -241,7 +241,7 @@ async def test_browsers_are_read_on_when_what_waited_was_given_up() -> None:
                 await browser.send(str(number))
             await until(lambda: gateway.gateway.metrics.not_forwarded == 13)
             (client,) = gateway.clients()
-            assert not client.reading_held
+            assert not client.reading_paused
 
 
 # A worker that does not read ----------------------------------------------------------------------------------------------------------
@@ -252,11 +252,11 @@ async def test_a_worker_that_does_not_read_stops_its_clients_and_loses_nothing()
         worker, session = await stalled_worker(gateway)
         async with flooding(gateway, session):
             (client,) = gateway.clients()
-            await until(lambda: client.blocked and client.reading_held)
+            await until(lambda: client.blocked and client.reading_paused)
             assert len(session.queue.events) < 30
             await worker.event(OPEN)
             assert await numbers(worker, -1) == list(range(COUNT))
-            assert not client.reading_held
+            assert not client.reading_paused
 
 
 async def test_a_worker_that_does_not_read_is_given_no_new_clients_and_stops_no_others() -> None:

@@ -155,12 +155,12 @@ async def test_a_peer_that_sends_faster_than_it_is_served_waits() -> None:
         for _ in range(count):
             writer.write(wire)
         connection = await served.accepted()
-        await until(lambda: connection.reading_held)
+        await until(lambda: connection.reading_paused)
         await asyncio.sleep(0.1)
         assert connection.messages_in < MAX_PENDING * 2
         gate.set()
         await until(lambda: connection.messages_in == count and connection.running is None)
-        assert not connection.reading_held
+        assert not connection.reading_paused
         assert served.handler.seen.count(b"x" * 60_000) == count
 
 
@@ -350,7 +350,7 @@ async def test_who_asks_and_does_not_read_is_not_read() -> None:
         writer.write(Frame().send(b"ping") * 50_000)
         connection = await served.accepted()
         await until(lambda: connection.writing_paused)
-        assert connection.reading_held
+        assert connection.reading_paused
         assert connection.bytes_in <= 2**18
         await until(lambda: served.handler.ended)
 
@@ -362,7 +362,7 @@ async def test_who_asks_and_reads_late_is_read_on() -> None:
         connection = await served.accepted()
         await until(lambda: connection.writing_paused)
         async with asyncio.timeout(DEADLINE):
-            while connection.bytes_in < 50_000 * 8 or connection.reading_held:
+            while connection.bytes_in < 50_000 * 8 or connection.reading_paused:
                 await reader.read(2**20)
 
 
@@ -370,21 +370,21 @@ async def test_who_asks_and_reads_late_is_read_on() -> None:
 
 
 async def test_a_plain_handler_can_hold_its_messages_back() -> None:
-    async with serving(Recorder(lambda connection, message: connection.hold())) as served:
+    async with serving(Recorder(lambda connection, message: connection.pause())) as served:
         _, writer = await served.connect()
         writer.write(b"a\nb\n")
         connection = await served.accepted()
         await until(lambda: connection.messages_in == 2)
         writer.write(b"c\n")
         assert served.handler.seen == ["connect", "a"]
-        assert connection.reading_held
-        connection.release()
+        assert connection.reading_paused
+        connection.resume()
         assert served.handler.seen == ["connect", "a", "b"]
-        connection.release()
+        connection.resume()
         await until(lambda: len(served.handler.seen) == 4)
-        connection.release()
-        connection.release()
-        assert not connection.reading_held
+        connection.resume()
+        connection.resume()
+        assert not connection.reading_paused
         writer.write(b"d\n")
         await until(lambda: served.handler.seen[-1] == "d")
 
@@ -392,7 +392,7 @@ async def test_a_plain_handler_can_hold_its_messages_back() -> None:
 async def test_what_was_held_is_handled_when_the_connection_is_lost() -> None:
     def answer(connection: Connection, message: str) -> None:
         if message == "a":
-            connection.hold()
+            connection.pause()
             connection.transport.abort()
 
     async with serving(Recorder(answer)) as served:
@@ -403,13 +403,13 @@ async def test_what_was_held_is_handled_when_the_connection_is_lost() -> None:
 
 
 async def test_a_connection_that_is_closed_handles_no_more_of_what_was_held() -> None:
-    async with serving(Recorder(lambda connection, message: connection.hold())) as served:
+    async with serving(Recorder(lambda connection, message: connection.pause())) as served:
         _, writer = await served.connect()
         writer.write(b"a\nb\n")
         connection = await served.accepted()
         await until(lambda: connection.messages_in == 2)
         connection.close()
-        connection.release()
+        connection.resume()
         await until(lambda: served.handler.ended)
         assert served.handler.seen == ["connect", "a", "close"]
 
@@ -418,7 +418,7 @@ async def test_an_async_handler_can_hold_what_stands_behind_its_message() -> Non
     async def answer(connection: Connection, message: str) -> None:
         await asyncio.sleep(0)
         if message == "a":
-            connection.hold()
+            connection.pause()
 
     async with serving(Recorder(answer)) as served:
         _, writer = await served.connect()
@@ -426,9 +426,9 @@ async def test_an_async_handler_can_hold_what_stands_behind_its_message() -> Non
         connection = await served.accepted()
         await until(lambda: connection.messages_in == 3 and connection.running is None)
         assert served.handler.seen == ["connect", "a"]
-        connection.release()
+        connection.resume()
         await until(lambda: served.handler.seen[-1] == "c" and connection.running is None)
-        assert not connection.reading_held
+        assert not connection.reading_paused
 
 
 # Protocols that bound their work --------------------------------------------------------------------------------------------------
@@ -464,7 +464,7 @@ async def test_a_protocol_that_has_more_is_called_again_a_turn_at_a_time() -> No
         await until(lambda: len(served.handler.seen) == 4)
         assert served.handler.seen == ["connect", "a", "b", "c"]
         assert connection.protocol.calls == 3
-        assert not connection.reading_held
+        assert not connection.reading_paused
         writer.write(b"d\n")
         await until(lambda: served.handler.seen[-1] == "d")
 
@@ -487,7 +487,7 @@ async def test_a_protocol_is_not_asked_for_more_while_messages_wait() -> None:
 
 
 async def test_a_held_connection_s_protocol_is_not_asked_for_more() -> None:
-    async with serving(Recorder(lambda connection, message: connection.hold()), Stepping) as served:
+    async with serving(Recorder(lambda connection, message: connection.pause()), Stepping) as served:
         _, writer = await served.connect()
         writer.write(b"a\nb\n")
         connection = await served.accepted()
@@ -495,7 +495,7 @@ async def test_a_held_connection_s_protocol_is_not_asked_for_more() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         assert connection.protocol.lines == ["b"]
-        connection.release()
+        connection.resume()
         await until(lambda: served.handler.seen[-1] == "b")
 
 
