@@ -204,7 +204,7 @@ class Server:
             sys.exit(STARTUP_FAILURE)
         if life.asked.is_set():
             return
-        self.servers = life.servers
+        self.servers = [] if life.accepting is None else life.accepting.servers
         self.lifespan = self._worker.loaded.lifespan
         self._watch = recycle.Watch(self._worker, self._worker.loop.time())
         if sockets is None:

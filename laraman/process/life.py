@@ -17,8 +17,6 @@ import asyncio
 import importlib
 import inspect
 import logging
-import socket
-import sys
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -26,20 +24,17 @@ import anyio
 
 from laraman.errors import BootError, ConfigError
 from laraman.events import WorkerStarted, WorkerStarting, WorkerStopping, aemit
-from laraman.net.connection import Connection
 from laraman.net.link import current_worker
+from laraman.process.accepting import Accepting
 from laraman.process.tasks import Tasks
 from laraman.process.worker import import_listeners
-from laraman.protocols import protocol_named
 from laraman.sandbox.surroundings import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Coroutine
 
     from anyio.abc import TaskGroup
 
-    from laraman.net.bind import Bind
-    from laraman.net.door import Door
     from laraman.process.worker import Worker
 
 logger = logging.getLogger("uvicorn.error")
@@ -60,7 +55,8 @@ class Life:
     """
 
     def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
-        self.servers: list[asyncio.Server | Door] = []
+        #: From when it listens.
+        self.accepting: Accepting | None = None
         #: Set when it is to stop.
         self.asked = asyncio.Event()
         self._worker = worker
@@ -131,8 +127,8 @@ class Life:
             await worker.sandbox.prepare()
         except SystemExit as exc:
             raise BootError(f"worker {worker.name}: sys.exit({exc.code!r}) was called while it started") from exc
-        for bind in worker.binds:
-            await self._listen(bind)
+        self.accepting = Accepting(worker, self._handler, self._loop)
+        await self.accepting.start()
         # Before it is said, because a predecessor is told to stop then: whoever must be in its place by then gets there in a listener.
         await self._bounded("WorkerStarted", aemit(WorkerStarted(worker=worker)), self._loop.time() + STARTED_SECONDS)
         self.on_ready()
@@ -149,66 +145,6 @@ class Life:
         async with anyio.create_task_group() as self._group:
             self._worker.tasks = Tasks(self._group)
             await anyio.sleep_forever()
-
-    # Accepting -------------------------------------------------------------------------------------------------------------------
-
-    def _factory(self, bind: Bind) -> Callable[[], Any]:
-        worker, handler = self._worker, self._handler
-        make = getattr(handler, "connection", None)
-        if make is not None:
-            return lambda: make(worker, bind)
-        protocol = protocol_named(bind.address.scheme)
-        return lambda: Connection(protocol(), handler, worker, write_timeout=worker.config.timeout_write)
-
-    def _door(self, bind: Bind) -> Door | None:
-        make = getattr(self._handler, "door", None)
-        return None if make is None else make(self._worker, bind, self._factory(bind))
-
-    async def _listen(self, bind: Bind) -> None:
-        assert bind.socket is not None
-        # A copy, because the server closes it and the backlog is served after that.
-        sock = bind.socket.dup()
-        sock.setblocking(False)
-        if (door := self._door(bind)) is not None:
-            door.open(sock)
-            self.servers.append(door)
-            return
-        # Started when it is known: whoever cancels this closes it.
-        if sock.family == socket.AF_UNIX and not isinstance(self._loop, asyncio.BaseEventLoop):
-            options: Any = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-            server = await self._loop.create_unix_server(self._factory(bind), sock=sock, backlog=bind.backlog, start_serving=False, **options)
-        else:
-            server = await self._loop.create_server(self._factory(bind), sock=sock, backlog=bind.backlog, start_serving=False)
-        self.servers.append(server)
-        await server.start_serving()
-
-    async def _stop_accepting(self) -> None:
-        """Close the listening sockets. When the whole server stops, first take what the kernel has already accepted in our name."""
-        if isinstance(self._loop, asyncio.SelectorEventLoop):
-            # asyncio drops what it has accepted but not yet given a transport when its server is closed: first let it only stop looking.
-            for listening in (sock for server in self.servers for sock in server.sockets):
-                self._loop.remove_reader(listening.fileno())
-            await self._turns()
-        for server in self.servers:
-            server.close()
-        await self._turns()
-        for bind in self._worker.binds if self.servers else ():
-            accepted = _accept_backlog(bind) if self._worker.stop_reason == "stop" else []
-            bind.close()
-            door = self._door(bind) if accepted else None
-            for sock in accepted:
-                if door is not None:
-                    door.take(sock)
-                    continue
-                try:
-                    await self._loop.connect_accepted_socket(self._factory(bind), sock)
-                except OSError:  # its client has given up
-                    sock.close()
-
-    async def _turns(self) -> None:
-        """As many turns of the loop as it takes until what it has accepted is among the worker's connections."""
-        for _ in range(3):
-            await asyncio.sleep(0)
 
     # Stop ------------------------------------------------------------------------------------------------------------------------
 
@@ -244,7 +180,8 @@ class Life:
         if self._starting_told:
             half = None if self._deadline is None else begun + (self._deadline - begun) / 2
             await self._bounded("WorkerStopping", aemit(WorkerStopping(worker=worker)), half)
-        await self._bounded("accepting what waits", self._stop_accepting(), self._deadline)
+        if self.accepting is not None:
+            await self._bounded("accepting what waits", self.accepting.stop(), self._deadline)
         if self._started:
             await self._bounded("on_drain", self._drain(), self._deadline)
         for connection in tuple(worker.connections):
@@ -331,19 +268,3 @@ def _resolve(text: str) -> Any:
         except AttributeError:
             raise ConfigError(f"handler {text!r}: {found!r} has no attribute {attribute!r}") from None
     return found
-
-
-def _accept_backlog(bind: Bind) -> list[socket.socket]:
-    """Everything in the kernel's queue, but no more than fits into it: under load it fills as fast as it is emptied."""
-    accepted: list[socket.socket] = []
-    assert bind.socket is not None
-    while len(accepted) < bind.backlog:
-        try:
-            sock, _ = bind.socket.accept()
-        except ConnectionAbortedError:
-            continue
-        except OSError:  # nothing waits, or no descriptor is left
-            break
-        sock.setblocking(False)
-        accepted.append(sock)
-    return accepted
