@@ -77,7 +77,7 @@ class Browsers:
         self._prefix = prefix
         self._counter = int.from_bytes(os.urandom(4), "big")
         self._heads = HeadParser()
-        self._deflate = Deflate(server_takeover=False) if config.deflate else None
+        self._deflate = Deflate(own_takeover=False) if config.deflate else None
         self._heartbeat = config.client_heartbeat_message.encode()
         self._binary = config.send_type == "binary"
         self._origins = frozenset(origin.lower() for origin in config.origins)

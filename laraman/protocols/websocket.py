@@ -1,4 +1,4 @@
-"""WebSocket (RFC 6455) with permessage-deflate (RFC 7692), the server's side: bytes in, messages out. No HTTP, no socket, no clock.
+"""WebSocket (RFC 6455) with permessage-deflate (RFC 7692), both sides: bytes in, messages out. No HTTP, no socket, no clock.
 
 wsproto's frame layer knows the rules of frames, fragments, close codes and UTF-8. Three things are added around it here:
 
@@ -6,7 +6,7 @@ wsproto's frame layer knows the rules of frames, fragments, close codes and UTF-
   wsproto in pieces small enough that each inflates in about two milliseconds, and inflating stops at the size limit.
 * A whole message in one small frame, which is nearly every frame there is, is read directly: wsproto takes some 10 us for it, this 1 us.
   tests/protocols/test_websocket.py holds it against wsproto.
-* The server's own data frames are a header in front of the payload.
+* A data frame of this side is a header in front of the payload, which a client masks.
 """
 
 from __future__ import annotations
@@ -115,23 +115,26 @@ def _accept(parameters: list[str], shared: bool) -> tuple[Deflate, str] | None:
         client_bits = min(WINDOW_BITS, asked["client_max_window_bits"] or WINDOW_BITS)
         answer.append(f"client_max_window_bits={client_bits}")
     keeps = ("client_no_context_takeover" not in asked, "server_no_context_takeover" not in asked)
-    return Deflate(client_bits, server_bits, client_takeover=keeps[0], server_takeover=keeps[1]), "; ".join(answer)
+    return Deflate(client_bits, server_bits, peer_takeover=keeps[0], own_takeover=keeps[1]), "; ".join(answer)
 
 
 _BITS = {str(bits): bits for bits in range(8, 16)}
 
 
 class Deflate(Extension):
-    """permessage-deflate for one connection. Both zlib streams come into being with the first compressed message."""
+    """permessage-deflate for one connection. Both zlib streams come into being with the first compressed message.
+
+    ``peer_bits`` and ``own_bits`` are the windows, in bits; a side without ``takeover`` does not refer to what was in earlier messages.
+    """
 
     name = "permessage-deflate"
 
-    def __init__(self, client_bits: int = 15, server_bits: int = WINDOW_BITS, *, client_takeover: bool = True, server_takeover: bool = True) -> None:
+    def __init__(self, peer_bits: int = 15, own_bits: int = WINDOW_BITS, *, peer_takeover: bool = True, own_takeover: bool = True) -> None:
         self.room = 0  # bytes that the message may still grow by; set before each piece
-        self._client_bits = max(9, client_bits)  # a larger window reads a smaller one's data, and zlib writes 9 when asked for 8
-        self._server_bits = server_bits
-        self._client_takeover = client_takeover
-        self._server_takeover = server_takeover
+        self._peer_bits = max(9, peer_bits)  # a larger window reads a smaller one's data, and zlib writes 9 when asked for 8
+        self._own_bits = own_bits
+        self._peer_takeover = peer_takeover
+        self._own_takeover = own_takeover
         self._inflater: zlib._Decompress | None = None
         self._deflater: zlib._Compress | None = None
         self._message_compressed = False
@@ -168,7 +171,7 @@ class Deflate(Extension):
         """
         inflater = self._inflater
         if inflater is None:
-            inflater = self._inflater = zlib.decompressobj(-self._client_bits)
+            inflater = self._inflater = zlib.decompressobj(-self._peer_bits)
         inflated = b""
         if not inflater.eof:  # behind a final block zlib would just collect
             try:
@@ -177,7 +180,7 @@ class Deflate(Extension):
                 return CloseReason.INVALID_FRAME_PAYLOAD_DATA
         if len(inflated) > self.room:
             return CloseReason.MESSAGE_TOO_BIG
-        if last and (inflater.eof or not self._client_takeover):
+        if last and (inflater.eof or not self._peer_takeover):
             self._inflater = None
         return inflated
 
@@ -185,9 +188,9 @@ class Deflate(Extension):
         """Compress one message (RFC 7692 section 7.2.1)."""
         deflater = self._deflater
         if deflater is None:
-            deflater = self._deflater = zlib.compressobj(wbits=-self._server_bits, memLevel=MEMORY_LEVEL)
+            deflater = self._deflater = zlib.compressobj(wbits=-self._own_bits, memLevel=MEMORY_LEVEL)
         deflated = deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH)
-        if not self._server_takeover:
+        if not self._own_takeover:
             self._deflater = None
         return deflated[:-4]
 

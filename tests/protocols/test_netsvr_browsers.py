@@ -68,7 +68,7 @@ def test_a_gateway_s_frame_is_written(vector: dict[str, Any]) -> None:
     opcode, payload = sent(vector["decoded"]["ws"])
     if vector["decoded"]["ws"]["rsv1"]:  # another compressor's bytes: what is in them comes out of ours as well
         text = zlib.decompressobj(-15).decompress(payload)
-        ours = data_frame(text, binary=True, deflate=Deflate(server_takeover=False))
+        ours = data_frame(text, binary=True, deflate=Deflate(own_takeover=False))
         assert ours[0] == raw(vector)[0]
         assert zlib.decompressobj(-15).decompress(ours[2:] + b"\0\0\xff\xff") == text
     elif opcode == 8:

@@ -255,7 +255,7 @@ def test_no_side_keeps_a_window(offer: str, agreed: bool) -> None:
 
 def test_one_frame_is_read_by_every_client_that_agreed() -> None:
     payload = (b"all the same " * 400) + base64.b64encode(os.urandom(6000))
-    deflate = Deflate(server_takeover=False)
+    deflate = Deflate(own_takeover=False)
     for _ in range(3):
         made = data_frame(payload, binary=False, deflate=deflate)
         assert made[0] == 0xC1

@@ -190,7 +190,7 @@ def test_its_frames_are_those_of_wsproto(message: str | bytes) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(st.text(max_size=300), st.binary(max_size=300)), max_size=10), st.booleans())
 def test_compressed_frames_are_understood_by_wsproto(messages: list[str | bytes], takeover: bool) -> None:
-    websocket = WebSocket(LIMIT, Deflate(12, 10, server_takeover=takeover))
+    websocket = WebSocket(LIMIT, Deflate(12, 10, own_takeover=takeover))
     extension = PerMessageDeflate(server_no_context_takeover=not takeover, server_max_window_bits=10)
     extension.finalize("permessage-deflate")
     client = FrameProtocol(True, [extension])
@@ -352,7 +352,7 @@ def test_compressed_messages_share_their_context() -> None:
 
 def test_without_takeover_each_message_stands_alone() -> None:
     data = b"".join(frame(0xC1, compressed(b"again " * 20, zlib.compressobj(wbits=-12))) for _ in range(3))
-    assert receive(WebSocket(LIMIT, Deflate(12, client_takeover=False)), data) == ["again " * 20] * 3
+    assert receive(WebSocket(LIMIT, Deflate(12, peer_takeover=False)), data) == ["again " * 20] * 3
 
 
 def test_a_compressed_message_in_fragments_with_a_ping_between() -> None:
