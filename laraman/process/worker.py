@@ -67,6 +67,8 @@ class Worker:
         max_connections: int | None = None,
         max_message: int | None = None,
         write_buffer: int | None = None,
+        socket_group: str = "",
+        allow_users: Sequence[str | int] = (),
         **options: Any,
     ) -> None:
         if not name or not name.isprintable() or any(map(str.isspace, name)):
@@ -85,6 +87,8 @@ class Worker:
         self.max_connections = max_connections
         self.max_message = max_message
         self.write_buffer = write_buffer
+        self.socket_group = socket_group
+        self.allow_users = (allow_users,) if isinstance(allow_users, str) else tuple(allow_users)
         self.options = options
         self.binds = [Bind(text) for text in addresses]
         #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.

@@ -19,6 +19,7 @@ from typing import Protocol as TypingProtocol
 
 from laraman.errors import ConfigError
 from laraman.protocols.framing import Frame, Raw, Text
+from laraman.protocols.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ class Protocol(TypingProtocol):
 
 
 #: The protocols an address can name, by URL scheme.
-PROTOCOLS: dict[str, Callable[[], Protocol]] = {"tcp": Raw, "text": Text, "frame": Frame}
+PROTOCOLS: dict[str, Callable[[], Protocol]] = {"tcp": Raw, "text": Text, "frame": Frame, "request": Request}
 
 
 def protocol_named(scheme: str) -> Callable[[], Protocol]:

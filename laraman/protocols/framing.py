@@ -139,6 +139,11 @@ class LengthPrefixed:
         """What has arrived of the next message."""
         return bytes(self._buffer)
 
+    @property
+    def waiting(self) -> int:
+        """How many bytes that is."""
+        return len(self._buffer)
+
     def receive_eof(self) -> None:
         if self._buffer:
             raise RemoteProtocolError("connection ended inside a frame")
