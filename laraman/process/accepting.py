@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from laraman.net.connection import Connection
+from laraman.net.request import request_factory
 from laraman.protocols import protocol_named
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Accepting:
         make = getattr(handler, "connection", None)
         if make is not None:
             return lambda: make(worker, bind)
+        if bind.address.scheme == "request" and worker.protocol is None:
+            return request_factory(worker, handler, bind)
         protocol = protocol_named(bind.address.scheme)
         return lambda: Connection(protocol(), handler, worker, write_timeout=worker.config.timeout_write)
 

@@ -31,7 +31,7 @@ from laraman.process.worker import import_listeners
 from laraman.sandbox.surroundings import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable, Coroutine, Set
 
     from anyio.abc import TaskGroup
 
@@ -46,6 +46,8 @@ LAST_SECONDS, TASKS_LEAST, TASKS_MOST = 1.0, 0.6, 3.0
 STARTED_SECONDS = 10.0
 #: Seconds in which what clients have sent before the stop is still read, on connections that say nothing about themselves.
 QUIET = 0.2
+#: Schemes of addresses whose handler may be a function.
+_HANDLED_BY_FUNCTIONS = frozenset({"request"})
 
 
 class Life:
@@ -115,7 +117,7 @@ class Life:
         try:
             if worker.loaded is None:
                 import_listeners(worker.config)
-                self._handler = load_handler(worker.handler)
+                self._handler = load_handler(worker.handler, {bind.address.scheme for bind in worker.binds})
                 await self._call("on_load", worker)
             else:
                 self._handler = worker.loaded
@@ -245,10 +247,15 @@ async def drain_connections(worker: Worker) -> None:
         await asyncio.sleep(0.01)
 
 
-def load_handler(handler: Any) -> Any:
-    """The handler that a declaration names. Raises ConfigError when an import string leads nowhere; what the module itself raises comes out."""
+def load_handler(handler: Any, schemes: Set[str] = frozenset()) -> Any:
+    """The handler that a declaration names. Raises ConfigError when an import string leads nowhere; what the module itself raises comes out.
+
+    A class or function makes the handler, but where the addresses' ``schemes`` are among those that functions can handle, it is the function.
+    """
     if isinstance(handler, str):
         handler = _resolve(handler)
+    if inspect.isroutine(handler) and schemes & _HANDLED_BY_FUNCTIONS:
+        return handler
     return handler() if inspect.isclass(handler) or inspect.isroutine(handler) else handler
 
 
