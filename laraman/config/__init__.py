@@ -9,18 +9,15 @@ pyproject.toml, the default.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from laraman.config import words
-from laraman.config.cpus import cpu_count
+from laraman.config import declared, texts, words
 from laraman.config.gateway import GATEWAY, GatewayConfig
 from laraman.config.options import Section, Sources, choices, default_text, flags, is_switch, negative, option
 from laraman.config.sandbox import SANDBOX, SandboxConfig
 from laraman.config.settle import settle
 from laraman.errors import ConfigError
-from laraman.log.access import AccessFormat
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -33,72 +30,6 @@ VERSION = "0.1.0"
 
 NO_GATEWAY = GatewayConfig()
 NO_RESETS = SandboxConfig()
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-
-
-def _workers(text: str) -> int:
-    """``4``, ``auto`` (one per CPU that this process may use) or ``auto*2``."""
-    match = re.fullmatch(r"auto(?:\*(\d+))?", text)
-    if match:
-        return cpu_count() * int(match[1] or 1)
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither a whole number nor 'auto' nor 'auto*N'") from None
-
-
-def _header(text: str) -> str:
-    """``Name:Value``, split at the first colon as uvicorn does; what may not go on the wire is refused."""
-    name, colon, value = text.partition(":")
-    if not colon or not _TOKEN.fullmatch(name):
-        raise ValueError(f"{text!r} is not of the form Name:Value")
-    if not value.replace("\t", " ").isprintable() or any(ord(character) > 255 for character in value):
-        raise ValueError(f"the value of {name} has characters that a header may not hold")
-    return text
-
-
-def _size(text: str) -> int:
-    """Bytes: a whole number, or one with a unit, ``512MB`` or ``1.5 GiB``; as in most servers' limits, each unit is a power of 1024."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise ValueError(f"{text!r} is not a size: a number of bytes, or one with a unit like 512MB")
-    return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
-
-
-def _mode(text: str) -> str:
-    if not re.fullmatch(r"0?[0-7]{3}", text):
-        raise ValueError(f"{text!r} is not of the form 0660")
-    return text
-
-
-def _access_format(text: str) -> str:
-    if text:
-        AccessFormat(text)
-    return text
-
-
-def _seconds(text: str) -> float | None:
-    if text.lower() == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither a number nor 'none'") from None
-
-
-def _existing(text: str) -> str:
-    if not os.path.exists(text):
-        raise ValueError(f"there is no {text!r}")
-    return text
-
-
-def _name(text: str) -> str:
-    """The instance's name becomes the name of a directory."""
-    if text and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", text):
-        raise ValueError(f"{text!r} is not a name: letters, digits, '_', '-' and '.', 64 at most, not starting with '.' or '-'")
-    return text
-
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -134,7 +65,7 @@ class Config:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
     uds: str = option("", "Listen on this unix socket instead.", metavar="PATH")
-    uds_mode: str = option("", "Permissions of the unix socket, in octal; when empty 0666, or those of the file that it replaces.", parse=_mode)
+    uds_mode: str = option("", "Permissions of the unix socket, in octal; when empty 0666, or those of the file that it replaces.", parse=texts.mode)
     fd: int | None = option(None, "Listen on this inherited file descriptor instead.", low=0)
     bind: tuple[str, ...] = option(
         (),
@@ -169,7 +100,7 @@ class Config:
         (),
         "Directory to watch; repeatable. The working directory when there is none.",
         flags=("--reload-dir",),
-        parse=_existing,
+        parse=texts.existing,
         metavar="DIRECTORY",
         separator=os.pathsep,
     )
@@ -187,13 +118,18 @@ class Config:
         env=("UVICORN_WORKERS", "WEB_CONCURRENCY"),
         low=1,
         high=4096,
-        parse=_workers,
+        parse=texts.workers,
         metavar="NUMBER|auto",
     )
     preload: bool = option(False, "Import the application once for all workers, in a process that they are forked from.")
+    declared: tuple[Any, ...] = option((), "Workers beside those of the application: name and declaration of each.", flags=None)
     daemon: bool = option(False, "Run in the background; the command returns when the server is ready.", flags=("-d", "--daemon"))
-    name: str = option("", "Name of this instance; the port when empty.", parse=_name)
+    name: str = option("", "Name of this instance; the port when empty.", parse=texts.name)
     state_dir: str = option("", "Directory of the pid file and the control socket; .laraman/<name> when empty.", metavar="DIRECTORY")
+    user: str = option(
+        "", "User that the workers run as, by name or number, where root starts the server; its files are what they can read.", parse=texts.user
+    )
+    group: str = option("", "Group that the workers run as; the user's own, with those that it is in besides, when empty.", parse=texts.group)
 
     loop: str = option(
         "auto",
@@ -224,7 +160,7 @@ class Config:
     server_header: bool = option(True, "Send the default Server header.")
     date_header: bool = option(True, "Send the default Date header.")
     header: tuple[str, ...] = option(
-        (), "Name:Value header added to every response; repeatable.", env=("UVICORN_HEADERS",), parse=_header, metavar="NAME:VALUE"
+        (), "Name:Value header added to every response; repeatable.", env=("UVICORN_HEADERS",), parse=texts.header, metavar="NAME:VALUE"
     )
 
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] | None = option(
@@ -236,7 +172,7 @@ class Config:
     access_log_format: str = option(
         "",
         "Of the access log: `json`, `combined`, or like `%(method)s %(path)s %(status)d %(duration).6f`; empty for uvicorn's.",
-        parse=_access_format,
+        parse=texts.access_format,
     )
     log_file: str = option("", "Log to this file instead of stdout and stderr.", metavar="PATH")
     use_colors: bool | None = option(None, "Colour the log; by default when it goes to a terminal.")
@@ -255,7 +191,7 @@ class Config:
         None,
         "Resident memory, in bytes or as `512MB`, above which a worker is replaced; its successor is ready first.",
         low=1,
-        parse=_size,
+        parse=texts.size,
         metavar="SIZE",
     )
     max_lifetime: float | None = option(
@@ -273,7 +209,11 @@ class Config:
     )
     timeout_write: float = option(60.0, "Seconds a client may read nothing of a response that waits for it; 0 for no limit.", low=0)
     timeout_graceful_shutdown: float | None = option(
-        8.0, "Seconds that running requests get to finish when a worker stops; `none` for no limit.", low=0, parse=_seconds, metavar="NUMBER|none"
+        8.0,
+        "Seconds that running requests get to finish when a worker stops; `none` for no limit.",
+        low=0,
+        parse=texts.seconds,
+        metavar="NUMBER|none",
     )
     timeout_worker_healthcheck: float = option(5.0, "Seconds without a beat after which a worker counts as hung and is replaced.", low=0.1)
     timeout_worker_boot: float = option(60.0, "Seconds a worker may take to become ready.", low=0.1)
@@ -299,16 +239,33 @@ class Config:
         if not only:
             SERVER.check_names(table, sources.file)
         names = only or OPTIONS
+        table, workers = _apart(table, sources.file)
         if "env_file" in names:
             sources = _with_env_file(sources, table)
-        values = SERVER.values(sources, table, [name for name in names if name not in ("gateway", "sandbox")])
+        values = SERVER.values(sources, table, [name for name in names if name not in ("gateway", "sandbox", "declared")])
         settle(values, sources.places)
         if "gateway" in names:
             given = {**(gateway or {}), "gateway": cli.get("gateway")}
             values["gateway"] = GatewayConfig.load(replace(sources, cli=given), table.get("gateway", {}))
         if "sandbox" in names:
             values["sandbox"] = SandboxConfig.load(sources, table.get("sandbox", {}))
+        if "declared" in names:
+            values["declared"] = declared.load(sources, workers, SERVER)
         return cls(**values)
+
+
+def _apart(table: dict[str, Any], file: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table without those of Workers, and those. In ``[tool.laraman.workers.http]`` there is the count that else is the option ``workers``."""
+    if "declared" in table:
+        raise ConfigError(f"{file}: [tool.laraman] has no option 'declared'")
+    if not isinstance(table.get("workers"), dict):
+        return table, {}
+    workers = dict(table["workers"])
+    rest = {name: value for name, value in table.items() if name != "workers"}
+    http = workers.pop(declared.HTTP, {})
+    if not isinstance(http, dict) or not http.keys() <= {"count"}:
+        raise ConfigError(f"{file}: [tool.laraman.workers.http] has but the count of the application's workers")
+    return {**rest, **({"workers": http["count"]} if http else {})}, workers
 
 
 def _with_env_file(sources: Sources, table: Mapping[str, Any]) -> Sources:
@@ -349,6 +306,11 @@ def gateway_table() -> str:
 def sandbox_table() -> str:
     """The README's table of ``[tool.laraman.sandbox]``, in markdown."""
     return _section_table(SANDBOX)
+
+
+def workers_table() -> str:
+    """The README's table of ``[tool.laraman.workers.NAME]``, in markdown."""
+    return _section_table(declared.WORKER)
 
 
 def _section_table(section: Section) -> str:

@@ -100,14 +100,14 @@ class Section:
                 break
         return found
 
-    def checked(self, name: str, raw: Any) -> Any:
-        """``raw`` as a value of the option ``name``, for those that a program gives. Raises ConfigError."""
-        return _value(self.options[name], [raw] if kind(self.options[name]) is tuple and isinstance(raw, str) else raw, name)
+    def checked(self, name: str, raw: Any, where: str = "") -> Any:
+        """``raw`` as a value of the option ``name``, for those that a program gives. Raises ConfigError, which begins with ``where``."""
+        return _value(self.options[name], [raw] if kind(self.options[name]) is tuple and isinstance(raw, str) else raw, where + name)
 
     def env_names(self, wanted: Field[Any]) -> tuple[str, ...]:
         """Its environment variables, the strongest first."""
-        first, *others = (f"{prefix}{wanted.name.upper()}" for prefix in self.prefixes)
-        return (first, *(wanted.metadata["env"] or others))
+        names = [f"{prefix}{wanted.name.upper()}" for prefix in self.prefixes]
+        return (*names[:1], *(wanted.metadata["env"] or names[1:]))
 
     def check_names(self, table: Mapping[str, Any], file: str, spelled: Mapping[str, str] | None = None) -> None:
         """Raises ConfigError for a key of the table that is no option."""

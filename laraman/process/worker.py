@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from laraman import events
+from laraman.config import SERVER
+from laraman.config.declared import HTTP, WORKER, check_names
 from laraman.errors import ConfigError
 from laraman.net.bind import Bind
 from laraman.process import garbage as garbage  # early: it notes how the interpreter sets its collector
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from laraman.config import Config
+    from laraman.config.options import Section
     from laraman.net.connection import Connection
     from laraman.net.link import Link
     from laraman.process.life import Life
@@ -37,14 +41,21 @@ class Worker:
 
     ``address`` is where its processes listen, one or several, or None for a process that only works; ``handler`` an import string, which
     the child imports, so that ``reload`` brings in new code. A class or function is accepted in its place and called without arguments in
-    the child (so is what an import string names), any other object is the handler itself; those cannot be reloaded. ``stop_timeout`` is how
-    many seconds a stop may take when it should differ from ``timeout_graceful_shutdown``. ``exclusive`` is for what only one process can hold,
-    like the clients of a gateway: ``reload`` leaves it alone, and ``restart`` starts the successor when the predecessor is gone. Raises ConfigError.
+    the child (so is what an import string names), any other object is the handler itself; those cannot be reloaded. ``protocol`` is likewise a
+    codec's factory, in place of the one that the address's scheme names. ``stop_timeout`` is how many seconds a stop may take when it should
+    differ from ``timeout_graceful_shutdown``. ``exclusive`` is for what only one process can hold, like the clients of a gateway: ``reload``
+    leaves it alone, and ``restart`` starts the successor when the predecessor is gone.
+
+    ``reuse_port`` lets each process listen on a socket of its own (SO_REUSEPORT) where else all have one. ``mode`` are the permissions of its unix
+    sockets, in octal. A process with ``max_connections`` accepts no more until one is gone: with 1 it accepts when it is free. ``max_message`` is
+    the largest message in bytes, ``write_buffer`` how many bytes may wait for a slow peer before sending waits. ``options`` are the server's (see
+    ``laraman config``) as they are to be in this worker's processes only: ``user="www-data"``, ``ssl_certfile=...``. Raises ConfigError.
 
     The handler's methods, each optional and plain or ``async``:
 
         on_load(worker)               imports happen here
         on_start(worker)              before anything is accepted; what it raises refuses the start
+        on_reload(worker)             a reload was ordered, which may replace this process, or leave it alone
         connection(worker, bind)      the asyncio.Protocol for a connection that ``bind`` accepted; without it, a Connection of the address's protocol
         door(worker, bind, factory)   the ``laraman.net.door.Door`` by which ``bind``'s connections come in, or None where nothing comes before them
         on_connect(connection)  on_message(connection, message)  on_close(connection)     for such Connections
@@ -57,7 +68,7 @@ class Worker:
         name: str,
         address: str | Sequence[str] | None = None,
         *,
-        count: int = 1,
+        count: int | str = 1,
         handler: Any = None,
         protocol: Any = None,
         stop_timeout: float | None = None,
@@ -73,26 +84,31 @@ class Worker:
     ) -> None:
         if not name or not name.isprintable() or any(map(str.isspace, name)):
             raise ConfigError(f"a worker cannot be called {name!r}")
-        if count < 0:
-            raise ConfigError(f"worker {name!r} has a count of {count}")
+        check_names(options, SERVER, f"worker {name!r}")
+
+        def checked(word: str, value: Any, section: Section = WORKER) -> Any:
+            return value if value in (None, "") else section.checked(word, value, f"worker {name!r}: ")
+
         addresses = () if address is None else (address,) if isinstance(address, str) else tuple(address)
         self.name = name
-        self.count = count
+        self.count: int = checked("count", count)
         self.handler = handler
         self.protocol = protocol
-        self.stop_timeout = stop_timeout
+        self.stop_timeout: float | None = checked("stop_timeout", stop_timeout)
         self.exclusive = exclusive
         self.reuse_port = reuse_port
-        self.mode = mode
-        self.max_connections = max_connections
-        self.max_message = max_message
-        self.write_buffer = write_buffer
-        self.socket_group = socket_group
+        self.mode: str = checked("mode", mode)
+        self.max_connections: int | None = checked("max_connections", max_connections)
+        self.max_message: int | None = checked("max_message", max_message)
+        self.write_buffer: int | None = checked("write_buffer", write_buffer)
+        self.socket_group: str = checked("socket_group", socket_group)
         self.allow_users = (allow_users,) if isinstance(allow_users, str) else tuple(allow_users)
-        self.options = options
+        self.options = {word: checked(word, value, SERVER) for word, value in options.items()}
         self.binds = [Bind(text) for text in addresses]
         #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.
         self.template = ""
+        #: Whether this is the server's main worker: ``http``, or in a server without one the first of its program.
+        self.main = name == HTTP
 
         # From here on, what holds in the child.
         self.slot = -1
@@ -124,6 +140,10 @@ class Worker:
     def title(self) -> str:
         """What ``ps`` shows: name, slot, addresses."""
         return " ".join(["laraman:", self.name, str(self.slot), *(str(bind.address) for bind in self.binds)])
+
+    def configured(self, config: Config) -> Config:
+        """What ``config`` is to this worker's processes."""
+        return replace(config, **self.options) if self.options else config
 
     # In the child ----------------------------------------------------------------------------------------------------------------
 
