@@ -226,11 +226,12 @@ def on(event_type: type[E], listener: Callable[[E], Any] | None = None) -> Any:
     # Who registers, because that is who will register again when it is imported afresh: the listener may be a library's function.
     registrar = sys._getframe(1).f_globals.get("__name__")
     if listener is None:
-        return lambda function: _register(event_type, function, registrar)
-    return _register(event_type, listener, registrar)
+        return lambda function: register(event_type, function, registrar)
+    return register(event_type, listener, registrar)
 
 
-def _register(event_type: type[Event], listener: Callable[[Any], Any], registrar: str | None) -> Callable[[Any], Any]:
+def register(event_type: type[Event], listener: Callable[[Any], Any], registrar: str | None) -> Callable[[Any], Any]:
+    """The same for the module ``registrar``. Raises ConfigError when the listener cannot be called."""
     if not callable(listener):
         raise ConfigError(f"the listener {listener!r} for {event_type.__name__} cannot be called")
     _registered.append((event_type, listener, frozenset({registrar, getattr(listener, "__module__", None)})))

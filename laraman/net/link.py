@@ -21,7 +21,6 @@ import logging
 import os
 import random
 from collections import deque
-from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -35,6 +34,7 @@ from laraman.errors import Busy, ConfigError, ConnectionClosed, ConnectionLost, 
 from laraman.events import aemit
 from laraman.net.address import parse_address
 from laraman.net.connection import Connection, name_text
+from laraman.net.current import current_worker as current_worker
 from laraman.net.dial import dial
 from laraman.protocols import protocol_named
 from laraman.sandbox.operation import LINK, LINK_MESSAGE
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from laraman.protocols import Protocol
 
 logger = logging.getLogger("uvicorn.error")
-
-#: The Worker of this process; a link that runs is one of its ``links``.
-current_worker: ContextVar[Any] = ContextVar("current_worker", default=None)
 
 #: Seconds in which a link that closes sends what is queued, and in which those who are told that it is up or down may keep it.
 FLUSH_SECONDS, TELL_SECONDS = 1.0, 5.0
