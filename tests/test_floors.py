@@ -37,6 +37,7 @@ FLOORS = {
     "cli": 5,
     "compat": 5,
     "doctor": 5,
+    "ipc_client": 5,
     "running": 5,
     "testing": 5,
     "workers": 5,

@@ -1,0 +1,180 @@
+"""Ask a process that listens on a unix socket: JSON there, JSON back. Blocking, for programs that have no event loop.
+
+    reply = call("/run/app.sock", {"op": "broadcast", "text": "closing time"})
+
+A request is a 4-byte big-endian length and so many bytes of JSON; so is the reply. The other side is a ``request+unix://`` worker of laraman, or
+EasySwoole's unix process. Nothing but Python's own library is needed: this file can be copied into any program as it is (MIT).
+
+What can go wrong, all of it a CallError:
+
+    Unreachable     nobody listens there, or not for us: nothing was sent
+    Late            no reply in time; whether the request was handled is not known
+    Broken          the other side hung up, or what it sent is no reply; whether the request was handled is not known
+    TooLarge        the request or its reply is longer than ``max_size``; a request was not sent then
+
+A value that JSON cannot hold is a TypeError or ValueError, as ``json.dumps`` raises it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from typing import Any
+
+__all__ = ["Broken", "CallError", "Client", "Late", "TooLarge", "Unreachable", "call"]
+
+#: Bytes of the largest request and reply: what a laraman worker accepts when nothing else is said.
+MAX_SIZE = 10 * 1024 * 1024
+
+
+class CallError(Exception):
+    """There is no reply."""
+
+
+class Unreachable(CallError):
+    """Nobody listens there, or one may not connect. Nothing was sent."""
+
+
+class Late(CallError):
+    """The time is over."""
+
+
+class Broken(CallError):
+    """The connection ended before the reply was complete, or the reply is none."""
+
+
+class TooLarge(CallError):
+    """The request or the reply is longer than is allowed."""
+
+
+def call(path: str, obj: Any, timeout: float = 5.0, *, max_size: int = MAX_SIZE) -> Any:
+    """Send one request on a connection of its own and return the reply. ``bytes`` are sent as they are, anything else as JSON; a reply that is
+    not JSON comes back as ``bytes``. ``timeout`` is in seconds, for all of it: connecting, sending, the handler's work, and the reply."""
+    with Client(path, timeout, max_size=max_size) as client:
+        return client.call(obj)
+
+
+class Client:
+    """Many calls on one connection, for a worker that keeps it (``timeout_keep_alive``); others end it after the first reply.
+
+    For one thread at a time. A connection that was ended since the last call is made anew, as after an error. A request is never sent twice: when
+    the end comes while it is under way, that is Broken, and the caller decides.
+    """
+
+    def __init__(self, path: str, timeout: float = 5.0, *, max_size: int = MAX_SIZE) -> None:
+        self.path = path
+        self.timeout = timeout
+        self.max_size = max_size
+        self._socket: socket.socket | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent; the next call connects anew."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def call(self, obj: Any, timeout: float | None = None) -> Any:
+        """As the function ``call``; ``timeout`` in place of the client's own."""
+        body = obj if isinstance(obj, bytes) else json.dumps(obj, separators=(",", ":"), allow_nan=False).encode()
+        if len(body) > self.max_size:
+            raise TooLarge(f"the request has {len(body)} bytes, {self.max_size} are allowed")
+        seconds = self.timeout if timeout is None else timeout
+        try:
+            reply = self._exchange(len(body).to_bytes(4, "big") + body, time.monotonic() + seconds)
+        except TimeoutError:
+            self.close()
+            raise Late(f"no reply from {self.path} within {seconds:g} s") from None
+        except OSError as exc:
+            self.close()
+            raise Broken(f"{self.path}: {exc.strerror or exc}") from exc
+        except BaseException:  # whatever is left of the reply would be taken for the next one
+            self.close()
+            raise
+        return _decoded(reply)
+
+    def _exchange(self, data: bytes, deadline: float) -> bytes:
+        if self._socket is not None and _is_closed(self._socket):
+            self.close()
+        if self._socket is None:
+            self._socket = _connected(self.path, deadline)
+        sock = self._socket
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has refused the request unread; the reply, if there is one, says why
+            _send(sock, data, deadline)
+        length = int.from_bytes(self._read(sock, 4, deadline), "big")
+        if length > self.max_size:
+            raise TooLarge(f"the reply of {self.path} has {length} bytes, {self.max_size} are allowed")
+        return self._read(sock, length, deadline)
+
+    def _read(self, sock: socket.socket, size: int, deadline: float) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            sock.settimeout(_left(deadline))
+            piece = sock.recv(min(size - len(data), 262144))
+            if not piece:
+                raise Broken(f"{self.path} hung up before its reply was complete")
+            data += piece
+        return bytes(data)
+
+
+def _connected(path: str, deadline: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        while True:
+            sock.settimeout(_left(deadline))
+            try:
+                sock.connect(path)
+            except BlockingIOError:  # its queue is full: Linux does not wait for it here
+                time.sleep(min(0.01, _left(deadline)))
+            else:
+                return sock
+    except TimeoutError:
+        sock.close()
+        raise
+    except (OSError, ValueError) as exc:  # ValueError: a path with a zero byte
+        sock.close()
+        raise Unreachable(f"{path}: {getattr(exc, 'strerror', None) or exc}") from exc
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _send(sock: socket.socket, data: bytes, deadline: float) -> None:
+    left = memoryview(data)
+    while left:
+        sock.settimeout(_left(deadline))
+        left = left[sock.send(left) :]
+
+
+def _left(deadline: float) -> float:
+    """Seconds; a socket's timeout is for one operation, so each gets what is left of the whole."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    """Whether the other side has ended a connection on which nothing is expected. What it may have said besides is nobody's reply."""
+    sock.setblocking(False)
+    try:
+        sock.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return body
