@@ -98,8 +98,9 @@ class Connection(asyncio.Protocol):
         "writing_paused",
     )
 
-    #: What a message is as an operation.
+    #: What a message is as an operation, and the beginning and the end of a connection.
     message_kind = MESSAGE
+    hook_kind = CONNECTION
 
     def __init__(self, protocol: Any, handler: Any, worker: Any, direction: str = "in", write_timeout: float = WRITE_TIMEOUT) -> None:
         """``direction`` is "in" (accepted) or "out" (dialled); ``write_timeout`` is in seconds."""
@@ -154,6 +155,7 @@ class Connection(asyncio.Protocol):
 
     def _receive(self, data: bytes) -> None:
         if self.error is not None:
+            self._discard(data)
             return
         try:
             messages = self.protocol.receive_data(data)
@@ -379,8 +381,8 @@ class Connection(asyncio.Protocol):
             else:
                 sandbox = worker.sandbox
                 if not arguments:
-                    operation = Operation(CONNECTION, hook)
-                    wrapper = sandbox.wrapper(CONNECTION)
+                    operation = Operation(self.hook_kind, hook)
+                    wrapper = sandbox.wrapper(self.hook_kind)
                 else:
                     operation = Operation(self.message_kind, arguments[0])
                     if self._wrapper_version != events.version:
@@ -469,8 +471,15 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             with contextlib.suppress(Exception):
                 self._write_owed()
-            self.transport.close()
+            self._hang_up()
             self._watch_writing()
+
+    def _hang_up(self) -> None:
+        """End the transport, when what was sent is on its way. For protocols that say good-bye, and wait for the answer to it."""
+        self.transport.close()
+
+    def _discard(self, data: bytes) -> None:
+        """What comes after this side has ended the connection."""
 
     def _refuse(self, exc: RemoteProtocolError) -> None:
         logger.warning("%s: %s", self, exc)
