@@ -57,6 +57,12 @@ class Close(NamedTuple):
     reason: str = ""
 
 
+class Ping(NamedTuple):
+    """Sent, it asks whether the peer is there. It is answered by its codec; such answers, and the peer's own pings, are no messages."""
+
+    payload: bytes = b""
+
+
 Message = str | bytes | Close
 
 
@@ -228,6 +234,7 @@ class WebSocket:
         "asides",
         "close_sent",
         "closed",
+        "faulty",
         "more",
         "pings",
     )
@@ -248,6 +255,7 @@ class WebSocket:
         self._owed = b""
         self.more = False  #: there is more to do: call ``receive_data(b"")``
         self.closed = False  #: there was a ``Close``; what the peer still sends is thrown away
+        self.faulty = False  #: because the peer has broken a rule
         self.close_sent = False
         self.asides = 0  #: frames that ended no message: pings, pongs, fragments; for who limits them to count and set back
         self.pings = 0  #: those of them that were pings
@@ -377,6 +385,7 @@ class WebSocket:
 
     def _fail(self, code: CloseReason, reason: str, messages: list[Message]) -> int:
         """The peer broke a rule. Returns 0, a position: nothing more is read."""
+        self.faulty = True
         self._end(int(code), reason, messages, _FAULTS.get(code, "protocol error"))
         return 0
 
@@ -393,7 +402,7 @@ class WebSocket:
         if not self.closed:
             raise RemoteProtocolError("connection ended without a close frame", close_code=1006)
 
-    def send(self, message: Message) -> bytes:
+    def send(self, message: Message | Ping) -> bytes:
         """The frame of one message. Raises LocalProtocolError after a close was sent, and for a close code that must not be sent."""
         if self.close_sent:
             raise LocalProtocolError("the websocket is closed")
@@ -404,6 +413,8 @@ class WebSocket:
                 raise LocalProtocolError(f"{message.code} is not a close code")
             self.close_sent = True
             return self._close_frame(message.code, message.reason)
+        if isinstance(message, Ping):
+            return self.ping(message.payload)
         return self._data_frame(_FINAL | _BINARY, message)
 
     def _data_frame(self, first: int, payload: bytes) -> bytes:
