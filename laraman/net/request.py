@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from laraman.net.bind import Bind
-
-logger = logging.getLogger("uvicorn.error")
 
 OK = {"res": "ok", "msg": "长度相同"}
 NO_LENGTH = {"res": "fail", "msg": "长度有误"}
@@ -122,17 +119,13 @@ class RequestConnection(Connection):
         users = self._terms.users
         if users is not None and (self.credentials is None or self.credentials.uid not in users):
             self.handler = None  # it hears nothing of this
-            super().connection_made(transport)
-            self._turn_away()
-        else:
-            super().connection_made(transport)
-            self._watch()
+        super().connection_made(transport)
+        self._watch()
 
     def _turn_away(self) -> None:
-        who = "nobody knows who" if self.credentials is None else f"user {self.credentials.uid}"
-        logger.warning("%s: refused, because %s is not allowed", self, who)
-        self.send_nowait(_failure(f"{who} is not allowed"))
-        self.close(1008)
+        """Once it has begun to send: an answer before that can be lost with the connection."""
+        who = "who is unknown" if self.credentials is None else f"user {self.credentials.uid}"
+        self._refuse(RemoteProtocolError(f"{who} is not allowed", close_code=1008))
 
     def row(self) -> dict[str, Any]:
         """An unnamed unix socket says nothing about its owner; the credentials do."""
@@ -142,7 +135,10 @@ class RequestConnection(Connection):
     # Its time --------------------------------------------------------------------------------------------------------------------
 
     def _receive(self, data: bytes) -> None:
-        super()._receive(data)
+        if self.handler is None:
+            self._turn_away()
+        else:
+            super()._receive(data)
         self._watch()
 
     def _watch(self) -> None:
@@ -193,7 +189,7 @@ class RequestConnection(Connection):
             super().shutdown()
 
     def _refuse(self, exc: RemoteProtocolError) -> None:
-        if exc.close_code == 1009:
+        if exc.close_code in (1008, 1009):
             self._tell(_failure(str(exc)))
         else:
             self._tell(SHORT_BODY if self.protocol.unread >= HEADER else NO_LENGTH)
@@ -211,7 +207,7 @@ class RequestConnection(Connection):
         if self.error is None:
             self.send_nowait(OK if answer is None else answer)
             self._answered += 1
-            if self._closing_when_idle or not self._terms.timeout_keep_alive:
+            if not self._terms.timeout_keep_alive or (self._closing_when_idle and self.messages_in == self._answered):
                 self.close()
             self._awaited = _NOTHING  # its time begins anew
             self._watch()
