@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import grp
 import os
 import socket
 import stat
@@ -30,9 +31,10 @@ class Bind:
     ``key`` is the address as it was asked for, with TLS or without: a restart may change that. ``address`` is the one in use: after ``open`` it
     has the port that the kernel picked for port 0, and tells where a descriptor ``fd`` that was given to us listens. The socket is non-blocking
     and is closed on exec. ``mode`` are the permissions of a unix socket, in octal; when it is empty 0666, or those of the socket that it replaces.
+    ``group`` is the group that it is to belong to, a name or a number; this process's own when it is empty.
     """
 
-    __slots__ = ("_unlink", "address", "backlog", "fd", "key", "mode", "socket")
+    __slots__ = ("_unlink", "address", "backlog", "fd", "group", "key", "mode", "socket")
 
     def __init__(self, address: str | Address, backlog: int = 2048) -> None:
         """Raises ConfigError when the address cannot be parsed."""
@@ -41,6 +43,7 @@ class Bind:
         self.fd = self.address.fd
         self.backlog = backlog
         self.mode = ""
+        self.group = ""
         self.socket: socket.socket | None = None
         self._unlink: tuple[int, int] | None = None
 
@@ -68,7 +71,7 @@ class Bind:
         if descriptor is not None:
             made = _checked(socket.socket(fileno=descriptor))
         elif address.path:
-            made = _unix(address.path, self.mode)
+            made = _unix(address.path, self.mode, self.group)
         else:
             made = _tcp(address.host, address.port)
         try:
@@ -144,7 +147,7 @@ def _bind_tcp(made: socket.socket, family: int, address: tuple[object, ...]) -> 
     made.bind(address)
 
 
-def _unix(path: str, wanted: str) -> socket.socket:
+def _unix(path: str, wanted: str, group: str) -> socket.socket:
     mode = int(wanted or "666", 8)  # as uvicorn: a reverse proxy runs as another user; the directory's rights are what protects it
     if _identity(path) is not None:
         if _answers(path):
@@ -158,7 +161,14 @@ def _unix(path: str, wanted: str) -> socket.socket:
         _bound(made, lambda: made.bind(path))
     finally:
         os.umask(before)
-    os.chmod(path, mode)
+    try:
+        if group:
+            os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
+        os.chmod(path, mode)
+    except BaseException:
+        made.close()
+        os.unlink(path)
+        raise
     return made
 
 
