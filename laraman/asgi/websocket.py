@@ -26,8 +26,9 @@ from laraman.asgi.handshake import Denial, accept_head, log_answer, log_rejected
 from laraman.asgi.payload import payload_of, size_of
 from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import Connection, name_text
+from laraman.protocols.deflate import negotiate_deflate
 from laraman.protocols.upgrade import check_request, response_head
-from laraman.protocols.websocket import Close, WebSocket, negotiate_deflate
+from laraman.protocols.websocket import Close, WebSocket
 from laraman.sandbox.operation import REQUEST, Operation
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from laraman.gateway.client import ENDING, HANDSHAKE, OPEN, Client
+from laraman.protocols.deflate import Deflate
 from laraman.protocols.http1 import HeadParser
 from laraman.protocols.netsvr import EVENT_CLOSE, EVENT_MESSAGE, EVENT_OPEN
 from laraman.protocols.netsvr import netsvr_pb2 as pb
 from laraman.protocols.upgrade import Accept, Answer, Upgrade, WebSocketServer
-from laraman.protocols.websocket import Close, Deflate, data_frame
+from laraman.protocols.websocket import Close, data_frame
 
 if TYPE_CHECKING:
     import asyncio

@@ -10,8 +10,9 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from laraman.errors import LocalProtocolError, RemoteProtocolError
+from laraman.protocols.deflate import negotiate_deflate
 from laraman.protocols.http1 import HEAD_END, LOOSE_END, HeadParser, status_line
-from laraman.protocols.websocket import WebSocket, accept_value, negotiate_deflate
+from laraman.protocols.websocket import WebSocket, accept_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -235,6 +236,12 @@ class WebSocketServer:
             fields.append((b"Sec-WebSocket-Protocol", message.subprotocol.encode()))
         self._accept_value, self._offers, self._subprotocols = b"", "", ()
         return response_head(101, b"", fields)
+
+    def opened(self) -> tuple[WebSocket, bytes]:
+        """The websocket, which is open, and what has come for it already: for whoever goes on with that alone."""
+        assert self._websocket is not None
+        early, self._buffer = self._buffer, b""
+        return self._websocket, early
 
     def ping(self) -> bytes:
         """A ping frame. The websocket is open."""

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from laraman.errors import RemoteProtocolError
+from laraman.protocols.deflate import Deflate
 from laraman.protocols.netsvr import netsvr_pb2 as pb
 from laraman.protocols.upgrade import Accept, Upgrade, WebSocketServer
-from laraman.protocols.websocket import Close, Deflate, WebSocket, data_frame
+from laraman.protocols.websocket import Close, WebSocket, data_frame
 
 VECTORS = {vector["name"]: vector for vector in json.loads(Path(__file__).with_name("netsvr_vectors.json").read_text())}
 FRAMES = [vector for vector in VECTORS.values() if "ws" in vector["decoded"]]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from laraman.errors import LocalProtocolError, RemoteProtocolError
+from laraman.protocols.deflate import WINDOW_BITS, Deflate, negotiate_deflate
 from laraman.protocols.http1 import HeadParser
 from laraman.protocols.upgrade import MAX_HEAD, Accept, Answer, Upgrade, WebSocketServer
-from laraman.protocols.websocket import WINDOW_BITS, Close, Deflate, data_frame, negotiate_deflate
+from laraman.protocols.websocket import Close, data_frame
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 FIELDS = {"Host": "example.com", "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": KEY}

@@ -16,7 +16,8 @@ from wsproto.frame_protocol import CloseReason, FrameProtocol, Opcode, ParseFail
 
 from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.protocols import websocket as module
-from laraman.protocols.websocket import Close, Deflate, Message, WebSocket, accept_value, negotiate_deflate
+from laraman.protocols.deflate import Deflate, negotiate_deflate
+from laraman.protocols.websocket import Close, Message, WebSocket, accept_value
 
 LIMIT = 1 << 24
 
