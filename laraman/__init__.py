@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     )
     from laraman.net.link import Backoff, Link, link
     from laraman.process.worker import Worker
-    from laraman.running import run
+    from laraman.running import run, run_workers
 
 __all__ = [
     "Backoff",
@@ -105,6 +105,7 @@ __all__ = [
     "main",
     "on",
     "run",
+    "run_workers",
 ]
 
 #: Asked in this order for a name. Those that need asyncio are the last, so only the names that they alone have bring it in.

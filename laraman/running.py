@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from laraman.config import Config as Frozen
+    from laraman.process.worker import Worker
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -28,7 +29,7 @@ def run(app: Any, **options: Any) -> None:
     """
     config = Config(app, **options)
     frozen = config.frozen()
-    if config.use_subprocess or frozen.preload or frozen.daemon or frozen.gateway.enabled:
+    if config.use_subprocess or frozen.preload or frozen.daemon or frozen.gateway.enabled or frozen.user or frozen.group:
         if not isinstance(app, str):
             logger.warning("You must pass the application as an import string to enable 'reload' or 'workers'.")
             sys.exit(STARTUP_FAILURE)
@@ -44,14 +45,24 @@ def run(app: Any, **options: Any) -> None:
         sys.exit(STARTUP_FAILURE)
 
 
-def _be_master(config: Frozen) -> None:
-    from laraman.asgi import http_workers
-    from laraman.cli.serving import complete, run
-    from laraman.errors import LaramanError
+def run_workers(*workers: Worker, **options: Any) -> None:
+    """Run these Workers until it is told to stop; ``options`` are those of ``laraman.Config``, for all of them.
+
+    This program becomes their master. Exits with 2 when something is declared wrong, with 3 when the server cannot start. Raises what
+    ``laraman.Config`` raises.
+    """
+    _be_master(Config("", **options).frozen(), workers)
+
+
+def _be_master(config: Frozen, workers: Sequence[Worker] = ()) -> None:
+    from laraman.cli.serving import complete, run, workers_of
+    from laraman.errors import ConfigError, LaramanError
 
     try:
         config = complete(replace(config, env_file=""))  # which has been read
-        code = run(config, http_workers(config), lambda: None)
+        if not config.app and not workers:
+            raise ConfigError("there are no Workers to run")
+        code = run(config, [*workers_of(config), *workers], lambda: None)
     except LaramanError as exc:
         logger.error("%s", exc)
         code = exc.exit_code

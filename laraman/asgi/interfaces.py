@@ -37,6 +37,8 @@ class ASGI2Middleware:
 def as_asgi3(app: Any, interface: str, name: str) -> ASGIApp:
     """``app`` behind what makes ASGI 3 of its ``interface``. Raises BootError, calling it ``name``, where that is not its interface."""
     found = _detect(app, name) if interface == "auto" else interface
+    if found not in _ARGUMENTS:
+        raise BootError(f'Error loading ASGI app. "{name}" is no application where the interface is {found}: laraman start runs Workers.')
     if not accepts(app, len(_ARGUMENTS[found])):
         raise BootError(f'Error loading ASGI app. "{name}" does not take ({", ".join(_ARGUMENTS[found])}), as the interface {found} asks for.')
     if found == "wsgi":

@@ -24,7 +24,7 @@ import anyio
 from laraman import log
 from laraman.asgi.service import Http
 from laraman.asgi.settings import STARTUP_FAILURE, open_for_program
-from laraman.errors import LaramanError
+from laraman.errors import ConfigError, LaramanError
 from laraman.net.bind import Bind
 from laraman.process import handle_exit, recycle
 from laraman.process.garbage import Garbage
@@ -217,6 +217,8 @@ class Server:
         worker = self._worker = Worker("http")
         worker.slot = 0
         worker.config = config.frozen()
+        if worker.config.user or worker.config.group:
+            raise ConfigError("a process that serves by itself cannot become another user: laraman start and laraman.run can, with a master")
         # How many requests it serves is looked at by `on_tick`, with a number that is known.
         worker.config = replace(worker.config, limit_max_requests=None)
         if config.guard is None and not self.owns_process:

@@ -29,11 +29,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _serve(verb: str, arguments: list[str], **defaults: Any) -> int:
-    from laraman.asgi import http_workers
-
     environ = dict(os.environ)
-    config = configured(verb, arguments, environ, defaults)
-    return serving.run(config, http_workers(config), lambda: configured(verb, arguments, environ, defaults))
+    return serving.serve(configured(verb, arguments, environ, defaults), lambda: configured(verb, arguments, environ, defaults))
 
 
 def configured(verb: str, arguments: list[str], environ: Mapping[str, str], defaults: Mapping[str, Any]) -> Config:
@@ -49,7 +46,7 @@ def configured(verb: str, arguments: list[str], environ: Mapping[str, str], defa
     own = {**defaults, **_port(environ)}
     given = {*places, *(("host", "port") if {"bind", "uds", "fd"} & places.keys() else ())}
     config = replace(config, **{field: value for field, value in own.items() if field not in given})
-    return serving.complete(_with_app(config, path or "", name or ""))
+    return serving.complete(serving.told_apart(_with_app(config, path or "", name or "")))
 
 
 def _with_app(config: Config, path: str, name: str) -> Config:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 def print_status(answer: Envelope) -> None:
     server = answer["server"]
     addresses = " ".join(server["addresses"]) or "no address"
+    what = f"{server['app']}  " if server["app"] else ""
     print(
-        f"laraman {server['version']}  {server['name']}  pid {server['pid']}  {server['app']}  {addresses}  "
+        f"laraman {server['version']}  {server['name']}  pid {server['pid']}  {what}{addresses}  "
         f"up {_duration(server['uptime'])}  generation {server['generation']}  {server['state']}\n"
     )
     columns = {

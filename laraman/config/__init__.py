@@ -40,8 +40,10 @@ class Config:
 
     app: str = option("", "The application: package.module:attribute.", flags=("APP",))
     factory: bool = option(False, "Call the application to get the application.")
-    interface: Literal["auto", "asgi3", "asgi2", "wsgi"] = option(
-        "auto", "What the application speaks. `auto` tells `asgi3` from `asgi2`; `wsgi` needs the extra of that name, and has 10 threads a worker."
+    interface: Literal["auto", "asgi3", "asgi2", "wsgi", "workers"] = option(
+        "auto",
+        "What the application speaks. `auto` tells `asgi3` from `asgi2`; `wsgi` needs the extra of that name, and has 10 threads a worker. "
+        "`workers`: it is no application, but Workers; `auto` sees that where the source says it plainly.",
     )
     app_dir: str = option("", "Directory to import the application from; the working directory when empty.", metavar="DIRECTORY")
     listeners: tuple[str, ...] = option((), "Module that registers event listeners; repeatable.", flags=("--listener",), metavar="MODULE")

@@ -149,6 +149,8 @@ class Run(Life):
                 self.ask_stop(str(envelope.get("reason", "stop")), envelope.get("deadline"))
             case "connections":
                 self._say({"op": "connections", "id": envelope.get("id"), "rows": self._rows()})
+            case "reload":
+                self.tell_reload()
             case "reopen":
                 log.reopen()
                 reopen_output()

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from setproctitle import setproctitle
 
 from laraman import log
-from laraman.errors import ProtocolError
+from laraman.errors import ConfigError, ProtocolError
+from laraman.process import privileges
 from laraman.process.exits import read_black_box
 from laraman.process.handover import unnamed_file
 from laraman.process.supervisor import Process, State
@@ -305,7 +306,12 @@ def live(
             from laraman.process import bytecode
 
             bytecode.of_settled_sources_only()
+        config = worker.configured(config)
+        privileges.drop(config)
         code = worker.run(slot, generation, channel, config)
+    except ConfigError as exc:
+        code = exc.exit_code
+        channel.sendall(Ipc().send({"op": "failed", "error": str(exc), "exit": code}))
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
     except BaseException:

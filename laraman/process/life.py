@@ -121,7 +121,7 @@ class Life:
                 await self._call("on_load", worker)
             else:
                 self._handler = worker.loaded
-            self._starting_told = True
+            self._starting_told = worker.running = True
             await aemit(WorkerStarting(worker=worker))
             await self._call("on_start", worker)
             self._started = True
@@ -147,6 +147,17 @@ class Life:
         async with anyio.create_task_group() as self._group:
             self._worker.tasks = Tasks(self._group)
             await anyio.sleep_forever()
+
+    def tell_reload(self) -> None:
+        """A reload was ordered; this process may be replaced in it."""
+        if self._started and not self._worker.stopping and hasattr(self._handler, "on_reload"):
+            self._worker.tasks.start_soon(self._on_reload, name=f"{self._worker.name}: on_reload")
+
+    async def _on_reload(self) -> None:
+        try:
+            await self._call("on_reload", self._worker)
+        except Exception:
+            logger.exception("Worker %s: on_reload raised", self._worker.name)
 
     # Stop ------------------------------------------------------------------------------------------------------------------------
 
@@ -179,6 +190,8 @@ class Life:
         worker = self._worker
         begun = self._loop.time()
         self.on_stopping()
+        for resident in tuple(worker.residents):
+            resident.wind_up()
         if self._starting_told:
             half = None if self._deadline is None else begun + (self._deadline - begun) / 2
             await self._bounded("WorkerStopping", aemit(WorkerStopping(worker=worker)), half)

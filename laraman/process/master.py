@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 from setproctitle import setproctitle
 
 from laraman import events, log
+from laraman.config.declared import HTTP
 from laraman.errors import ConfigError, LaramanError
-from laraman.process import announce, daemon, handover, restart, watch
+from laraman.process import announce, daemon, handover, opening, privileges, restart, watch
 from laraman.process.children import FORK_SECONDS, Child
 from laraman.process.commands import STATS, Commands
-from laraman.process.control import Control, listen
 from laraman.process.exits import Exit, collect, in_words, oom_kills, thread_count
+from laraman.process.loopless import Loopless
 from laraman.process.notify import Notifier
 from laraman.process.signals import wakeup
 from laraman.process.spawning import in_short, new_child, template_for, wanted_of
-from laraman.process.state import StateDirectory, instance_name, open_state
 from laraman.process.supervisor import (
     HUNG,
     HUNG_GRACE,
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
     from laraman.config import Config
     from laraman.net.bind import Bind
+    from laraman.process.control import Control
+    from laraman.process.state import StateDirectory
     from laraman.process.supervisor import Action
     from laraman.process.worker import Worker
     from laraman.protocols.ipc import Envelope
@@ -73,9 +75,9 @@ class Master:
     """The server. ``argv`` is the command line, interpreter first, that a restart executes; ``notify`` hears how a daemon's start went.
 
     ``revalidate()`` raises ConfigError when the configuration does not load any more; a restart is refused then. ``prepare()`` does what
-    has to be done before ServerStarting can be told; a restarted master calls it when it has taken the running workers over, so that its
-    ConfigError or BootError leaves them running. A restart does without the environment variables ``added``: those of the environment file,
-    which is read again.
+    has to be done before ServerStarting can be told, and returns more workers; a restarted master calls it when it has taken the running ones over,
+    so that its ConfigError or BootError leaves them running. A restart does without the environment variables ``added``: those of the environment
+    file, which is read again.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Master:
         argv: Sequence[str] | None = None,
         notify: daemon.Notify | None = None,
         revalidate: Callable[[], object] = lambda: None,
-        prepare: Callable[[], object] = lambda: None,
+        prepare: Callable[[], Iterable[Worker]] = tuple,
         added: Iterable[str] = (),
     ) -> None:
         self.config = config
@@ -138,6 +140,11 @@ class Master:
         return [bind for worker in self.workers.values() for bind in worker.binds]
 
     @property
+    def main(self) -> str:
+        """The name of the main worker: the application's, else the first that is declared; empty when there is none."""
+        return HTTP if HTTP in self.workers else next((name for name, worker in self.workers.items() if not isinstance(worker, Loopless)), "")
+
+    @property
     def rolling(self) -> bool:
         return any(wanted.rolling for wanted in self.desired.values())
 
@@ -169,9 +176,13 @@ class Master:
         refused = ""
         try:
             if table:
-                self._prepare()
+                for worker in self._prepare():
+                    self.add(worker)
             events.emit(events.ServerStarting(server=self))
-            self._open_binds()
+            for name, worker in self.workers.items():
+                worker.main = name == self.main
+                privileges.check(worker.configured(self.config))
+            opening.open_binds(self)
         except LaramanError as exc:
             if not self.children:
                 raise
@@ -180,7 +191,7 @@ class Master:
             self._want(name, worker)
         if refused:
             restart.refuse(self, refused)
-        self._open_state()
+        opening.open_directory(self)
         if (threads := thread_count()) > 1:
             logger.warning("The master has %d threads: a fork copies only one, and what the others hold locked stays locked", threads)
         # What is here now stays: a child that looks for garbage need not touch it, so its pages stay shared.
@@ -189,40 +200,6 @@ class Master:
         self.phase = "starting"
         setproctitle(f"laraman: master {self.name}")
         announce.start(self)
-
-    def _open_binds(self) -> None:
-        new = [bind for bind in self.binds if bind.key not in self.inherited and bind.fd is None]
-        try:
-            for bind in self.binds:
-                bind.backlog = self.config.backlog
-                bind.open(self.inherited.pop(bind.key, None))
-        except LaramanError:
-            for bind in new:  # a restart is refused: nobody would accept there
-                bind.close()
-                bind.unlink()
-            raise
-        self._close_inherited()  # what is no longer wanted
-
-    def _close_inherited(self) -> None:
-        for key, descriptor in self.inherited.items():
-            restart.end_bind(key, descriptor)
-        self.inherited = {}
-
-    def _open_state(self) -> None:
-        config = self.config
-        http = next((bind for worker in self.workers.values() if worker.name == "http" for bind in worker.binds), None)
-        self.name = instance_name(config.name, http.address.port, http.address.path, http.fd) if http else instance_name(config.name, config.port)
-        if self.state is None:
-            self.state = open_state(config.state_dir, self.name)
-        if self.notify is not None or daemon.output():
-            fallback = self.state.log_path if self.state else os.devnull
-            daemon.output_to(os.path.abspath(config.log_file) if config.log_file else fallback)
-        if self.state is None or self.control is not None:
-            return
-        try:
-            self.control = Control(self.selector, listen(self.state.control_path), self.commands.handle)
-        except OSError as exc:
-            logger.warning("No control socket at %s: %s", self.state.control_path, exc.strerror)
 
     def _want(self, name: str, worker: Worker) -> None:
         """Want the declared workers; those that a master before this one left are replaced, one generation on."""
@@ -282,6 +259,9 @@ class Master:
         Exclusive workers stay: nobody could serve for them meanwhile. A restart replaces them.
         """
         self.last_roll_error = ""
+        for child in self.children.values():
+            if child.process.state is State.READY:
+                child.send({"op": "reload"}, must=False)
         workers = {name: worker for name, worker in self.workers.items() if not worker.exclusive}
         for name, worker in workers.items():
             if worker.reloadable:
@@ -298,7 +278,7 @@ class Master:
             for bind in self.binds:
                 bind.turn_away()
                 bind.close()
-            self._close_inherited()
+            opening.close_inherited(self)
         for name, wanted in self.desired.items():
             wanted.count = 0
             wanted.rolling = False
@@ -306,7 +286,9 @@ class Master:
 
     def _stop_timeout(self, name: str) -> float | None:
         worker = self.workers.get(name)
-        return self.config.timeout_graceful_shutdown if worker is None or worker.stop_timeout is None else worker.stop_timeout
+        if worker is None:
+            return self.config.timeout_graceful_shutdown
+        return worker.configured(self.config).timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout
 
     def reopen_logs(self) -> None:
         """Open the log files anew, here and in every worker."""
@@ -469,7 +451,7 @@ class Master:
             case signal.SIGUSR1:
                 self.reopen_logs()
             case signal.SIGTTIN | signal.SIGTTOU if self.phase != "stopping":
-                name = "http" if "http" in self.workers else next(iter(self.workers))
+                name = self.main
                 wanted = self.desired[name]
                 wanted.count = max(1, wanted.count + (1 if number == signal.SIGTTIN else -1))
                 logger.info("Received %s, worker %s now runs %d times.", signal.Signals(number).name, name, wanted.count)

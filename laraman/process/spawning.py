@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def wanted_of(master: Master, worker: Worker) -> Desired:
     """What the declaration and the configuration say, for a first generation."""
-    config = master.config
+    config = worker.configured(master.config)
     # But not while somebody waits to hear how a daemon's start went.
     waits = config.reload and worker.reloadable and not worker.exclusive and master.notify is None
     return Desired(

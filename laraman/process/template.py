@@ -69,7 +69,7 @@ class Template(Loopless):
     """
 
     def __init__(self, of: Worker, *, bare: bool = False) -> None:
-        super().__init__(f"{of.name}-template", handler=of.handler, stop_timeout=0.0, exclusive=bare)
+        super().__init__(f"{of.name}-template", handler=of.handler, stop_timeout=0.0, exclusive=bare, **of.options)
         self.of = of
         self.bare = bare
         of.template = self.name

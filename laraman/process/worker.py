@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from laraman.config.options import Section
     from laraman.net.connection import Connection
     from laraman.net.link import Link
+    from laraman.net.resident import Resident
     from laraman.process.life import Life
     from laraman.process.tasks import Tasks
     from laraman.sandbox import Sandbox
@@ -47,9 +48,12 @@ class Worker:
     leaves it alone, and ``restart`` starts the successor when the predecessor is gone.
 
     ``reuse_port`` lets each process listen on a socket of its own (SO_REUSEPORT) where else all have one. ``mode`` are the permissions of its unix
-    sockets, in octal. A process with ``max_connections`` accepts no more until one is gone: with 1 it accepts when it is free. ``max_message`` is
-    the largest message in bytes, ``write_buffer`` how many bytes may wait for a slow peer before sending waits. ``options`` are the server's (see
-    ``laraman config``) as they are to be in this worker's processes only: ``user="www-data"``, ``ssl_certfile=...``. Raises ConfigError.
+    sockets, in octal, ``socket_group`` is their group, and ``allow_users`` are those who may connect to ``request+unix://``, by name or number.
+    A process with ``max_connections`` accepts no more until one is gone: with 1 it accepts when it is free. ``max_message`` is the largest message in
+    bytes, ``write_buffer`` how many bytes may wait for a slow peer before sending waits. ``options`` are the server's (see ``laraman config``) as
+    they are to be in this worker's processes only: ``user="www-data"``, ``ssl_certfile=...``. Raises ConfigError.
+
+    What ``on_message`` returns is the reply on ``request://``, where the handler may also be a function, which is its ``on_message``.
 
     The handler's methods, each optional and plain or ``async``:
 
@@ -105,6 +109,8 @@ class Worker:
         self.allow_users = (allow_users,) if isinstance(allow_users, str) else tuple(allow_users)
         self.options = {word: checked(word, value, SERVER) for word, value in options.items()}
         self.binds = [Bind(text) for text in addresses]
+        for bind in self.binds:
+            bind.mode, bind.group = self.mode, self.socket_group
         #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.
         self.template = ""
         #: Whether this is the server's main worker: ``http``, or in a server without one the first of its program.
@@ -124,6 +130,14 @@ class Worker:
         self.in_flight = 0
         self.stopping = False
         self.stop_reason = ""
+        #: Timers and consumers that are here (``laraman.net.resident``).
+        self.residents: list[Resident] = []
+        #: Whether listeners have been told that it starts; from then on a timer that is declared in it runs at once.
+        self.running = False
+        #: The names of the server's workers; without a master there is this one.
+        self.colleagues: tuple[str, ...] = (name,)
+        #: Descriptor of the directory that processes of the server keep leases in: -1 where it has none, None where this process is the whole server.
+        self.leases: int | None = None
         #: The handler, when it was loaded before this process was forked.
         self.loaded: Any = None
         self._life: Life | None = None
@@ -175,6 +189,11 @@ class Worker:
         take turns, so it may serve for a while yet. Asked again, nothing more happens. Call it in the loop's thread."""
         if self._life is not None:
             self._life.retire(reason or "it asked for a successor")
+
+
+def declared_workers(config: Config) -> list[Worker]:
+    """The Workers of ``[tool.laraman.workers.NAME]``. Raises ConfigError."""
+    return [Worker(name, **declaration) for name, declaration in config.declared]
 
 
 # Listener modules -----------------------------------------------------------------------------------------------------------------

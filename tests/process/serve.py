@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from laraman import events, log
 from laraman.config import Config
 from laraman.errors import BootError, ConfigError
-from laraman.net.bind import Bind
 from laraman.process import supervisor
 from laraman.process.daemon import daemonize
 from laraman.process.master import Master
@@ -36,17 +35,11 @@ def behaviour() -> str:
         return "good"
 
 
-class StandIn:
-    """What the master knows of a Worker, without an event loop in the child."""
+class StandIn(Worker):
+    """A Worker without an event loop in the child."""
 
-    def __init__(self, name: str, address: str | None = None, *, count: int = 1, reloadable: bool = True) -> None:
-        self.name = name
-        self.binds = [Bind(address)] if address else []
-        self.count = count
-        self.reloadable = reloadable
-        self.stop_timeout: float | None = None
-        self.exclusive = False
-        self.template = ""
+    def __init__(self, name: str, address: str | None = None, *, count: int = 1, reloadable: bool = True, **options: Any) -> None:
+        super().__init__(name, address, count=count, handler="stand:in" if reloadable else None, **options)
 
     def run(self, slot: int, generation: int, channel: socket.socket, config: Config) -> int:
         self.channel, self.ipc = channel, Ipc()
@@ -160,9 +153,10 @@ def revalidate() -> None:
         raise ConfigError("the configuration is broken")
 
 
-def prepare() -> None:
+def prepare() -> list[Worker]:
     if behaviour() == "unprepared":
         raise BootError("the preparation fails")
+    return []
 
 
 def main() -> int:

@@ -1,0 +1,59 @@
+"""What a master opens when it starts: listening sockets, the state directory, the control socket, the output of a daemon."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from laraman.errors import LaramanError
+from laraman.process import daemon, restart
+from laraman.process.control import Control, listen
+from laraman.process.state import instance_name, open_state
+
+if TYPE_CHECKING:
+    from laraman.process.master import Master
+
+logger = logging.getLogger("uvicorn.error")
+
+
+def open_binds(master: Master) -> None:
+    """Listen where the workers are to, on what a former image of the master has left where that is the same. Raises BootError."""
+    new = [bind for bind in master.binds if bind.key not in master.inherited and bind.fd is None]
+    try:
+        for bind in master.binds:
+            bind.backlog = master.config.backlog
+            bind.open(master.inherited.pop(bind.key, None))
+    except LaramanError:
+        for bind in new:  # a restart is refused: nobody would accept there
+            bind.close()
+            bind.unlink()
+        raise
+    close_inherited(master)  # what is no longer wanted
+
+
+def close_inherited(master: Master) -> None:
+    for key, descriptor in master.inherited.items():
+        restart.end_bind(key, descriptor)
+    master.inherited = {}
+
+
+def open_directory(master: Master) -> None:
+    """The instance's name, state directory and control socket. Raises BootError when another server has them."""
+    config = master.config
+    bind = next((bind for worker in master.workers.values() if worker.main for bind in worker.binds), None)
+    if bind is None:
+        master.name = instance_name(config.name, config.port, master.main)
+    else:
+        master.name = instance_name(config.name, bind.address.port, bind.address.path, bind.fd)
+    if master.state is None:
+        master.state = open_state(config.state_dir, master.name)
+    if master.notify is not None or daemon.output():
+        fallback = master.state.log_path if master.state else os.devnull
+        daemon.output_to(os.path.abspath(config.log_file) if config.log_file else fallback)
+    if master.state is None or master.control is not None:
+        return
+    try:
+        master.control = Control(master.selector, listen(master.state.control_path), master.commands.handle)
+    except OSError as exc:
+        logger.warning("No control socket at %s: %s", master.state.control_path, exc.strerror)
