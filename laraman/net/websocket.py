@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from typing import Any
 
 from laraman.errors import ConnectionClosed, ConnectionLost, LocalProtocolError
@@ -20,54 +21,88 @@ CLOSE_WAIT = 2.0
 class WebSocketConnection(Connection):
     """One open websocket. Handlers are given ``str`` and ``bytes``, never a ``Close``: that ends the connection.
 
-    ``close(code)`` sends a close frame, and the transport ends when the peer has answered it, or after CLOSE_WAIT seconds. When the peer closes,
-    ``error`` says so and ``close_code`` is its code: 1005 for none, 1006 when the connection ended without a close. What it sent before is handled.
+    ``close(code, reason)`` sends a close frame, and the transport ends when the peer has answered it, or after CLOSE_WAIT seconds. When the peer
+    closes, ``error`` says so, ``close_code`` and ``close_reason`` are its: 1005 for no code, 1006 when the connection ended without a close. What it
+    sent before is handled.
     ``protocol`` is a ``laraman.protocols.websocket.WebSocket``, or has its ``closed``, ``close_sent``, ``faulty`` and ``more``.
     """
 
-    __slots__ = ("_farewell",)
+    __slots__ = ("_farewell", "close_reason")
 
     _farewell: asyncio.TimerHandle | None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._farewell = None
+        self.close_reason = ""
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        if self.error is None:
+            self.close_reason = reason
+        super().close(code)
 
     def _deliver(self, message: Any) -> None:
-        if message.__class__ is Close:
-            self._closed_by_peer(message)
+        if self.protocol.close_sent:
+            self._deliver_last(message)
         else:
             Connection._deliver(self, message)
 
+    def _deliver_last(self, message: Any) -> None:
+        """One of those that came together with the peer's close: the answer to that is on its way, so nothing can be sent any more. They are
+        handled when the transport is gone, as what waits is."""
+        if message.__class__ is Close:
+            self._closed_by_peer(message)
+        elif self.error is None:
+            self.messages_in += 1
+            if self._pending is None:
+                self._pending = deque()
+            self._pending.append(message)
+
     def _closed_by_peer(self, close: Close) -> None:
-        """The answer to it is on its way. What waits to be handled is handled when the transport is gone."""
+        faulty = self.protocol.faulty
         if self.error is None:
-            self.error = _reason(close, self.protocol.faulty)
-            self.close_code = close.code
+            self.error = _reason(close, faulty)
+            self.close_code, self.close_reason = close.code, close.reason
             self.state = CLOSING
-            if self.protocol.faulty:
+            if faulty:
                 logger.warning("%s: %s", self, self.error)
         if self.transport is not None:
-            self.transport.close()
+            if faulty:
+                self._half_close()
+            else:
+                self.transport.close()
             self._watch_writing()
+
+    def _half_close(self) -> None:
+        """Send no more, but read: a close with unread input would be a reset, which discards what was sent last."""
+        if not self.transport.can_write_eof():
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.transport.write_eof()
+            self._await_end()
+
+    def _await_end(self) -> None:
+        """The peer gets CLOSE_WAIT seconds for its part."""
+        self._reading_paused = 0
+        self.transport.resume_reading()
+        if self._farewell is None:
+            self._farewell = asyncio.get_running_loop().call_later(CLOSE_WAIT, self.transport.close)
 
     def _hang_up(self) -> None:
         protocol = self.protocol
         with contextlib.suppress(LocalProtocolError):  # it is not open yet, or the code is none that may be sent
             if not protocol.close_sent:
-                data = protocol.send(Close(self.close_code))
+                data = protocol.send(Close(self.close_code, self.close_reason))
                 self.bytes_out += len(data)
                 self.transport.write(data)
         if protocol.closed or not protocol.close_sent or self.transport.is_closing():
             self.transport.close()
-        elif self._farewell is None:
-            self._reading_paused = 0
-            self.transport.resume_reading()
-            self._farewell = asyncio.get_running_loop().call_later(CLOSE_WAIT, self.transport.close)
+        else:
+            self._await_end()
 
     def _discard(self, data: bytes) -> None:
         """Look for the peer's answer to our close in what it still sends."""
-        if self._farewell is None:
+        if self._farewell is None or self.protocol.closed:
             return
         try:
             self.protocol.receive_data(data)
@@ -97,4 +132,6 @@ class WebSocketConnection(Connection):
 
 def _reason(close: Close, faulty: bool) -> ConnectionClosed | ConnectionLost:
     what = f"{close.code} {close.reason}".rstrip()
-    return ConnectionClosed(f"closed because of what the peer sent: {what}") if faulty else ConnectionLost(f"the peer has closed the websocket: {what}")
+    if faulty:
+        return ConnectionClosed(f"closed because of what the peer sent: {what}")
+    return ConnectionLost(f"the peer has closed the websocket: {what}")
