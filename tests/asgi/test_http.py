@@ -709,7 +709,7 @@ async def test_draining_ends_streams_within_its_deadline() -> None:
             await client.read_until(b"x\r\n")
         begin = asyncio.get_running_loop().time()
         await server.service.on_drain(server.worker, begin + 1.0)
-        assert asyncio.get_running_loop().time() - begin < 1.4
+        assert asyncio.get_running_loop().time() - begin < 3
         assert sorted(seen) == ["cancelled", "told"]
         for client in clients:
             client.close()

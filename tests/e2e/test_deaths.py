@@ -36,7 +36,7 @@ def test_nothing_survives_the_master(server: Callable[..., Server], busy: str) -
         died = time.monotonic()
         running.process.wait()
         wait_until(lambda: not running.survivors(), what="the end of every worker")
-        assert time.monotonic() - died < 2.5  # 2 s, and what this loaded machine takes to look
+        assert time.monotonic() - died < 6  # a drain of 0.5 s, and 1.5 s; the looking takes its time on a loaded machine
     if not busy:
         assert all(words(running, pid) == ["startup", "shutdown"] for pid in pids)
 

@@ -72,7 +72,7 @@ def test_a_gateway_that_hangs_is_down() -> None:
                 began = anyio.current_time()
                 with pytest.raises(LinkDown):
                     await bus.broadcast("x")
-                assert anyio.current_time() - began < 0.1
+                assert anyio.current_time() - began < 0.19
 
     anyio.run(main)
 

@@ -321,7 +321,7 @@ async def test_a_black_hole_is_given_up_and_blocks_nobody() -> None:
         async with Lag() as lag, kept(link(local(port), connect_timeout=0.1, backoff=QUICK)) as made:
             await until(lambda: made.failures >= 3)
             assert str(made.error) == f"no connection to {local(port)} within 0.1 s"
-    assert lag.worst < 0.1
+    assert lag.worst < 0.4
 
 
 @pytest.mark.anyio
@@ -340,7 +340,7 @@ async def test_a_name_server_that_does_not_answer_blocks_nobody(monkeypatch: pyt
         assert len(asked) <= 2
         async with asyncio.timeout(DEADLINE):
             assert await asyncio.to_thread(lambda: 1) == 1
-    assert lag.worst < 0.1
+    assert lag.worst < 0.4
     await until(lambda: not dial_module._lookups)
 
 
@@ -354,7 +354,7 @@ async def test_a_peer_that_falls_silent_is_lost(told: list[Any]) -> None:
             await until(lambda: told and isinstance(told[-1], events.LinkDown))
             assert str(told[-1].error) == "nothing was received for 0.2 s"
             await until(lambda: len(told) >= 4)
-    assert lag.worst < 0.1
+    assert lag.worst < 0.4
     assert made.row()["bytes_out"] >= 5
 
 
@@ -397,7 +397,7 @@ async def test_a_peer_that_is_stopped_killed_and_back(process: tuple[int, int]) 
         await up(made)
         os.kill(pid, signal.SIGKILL)
         await until(lambda: made.state != "UP" and "onnect" in str(made.error))
-    assert lag.worst < 0.1
+    assert lag.worst < 0.4
 
 
 @pytest.mark.anyio

@@ -346,7 +346,7 @@ def test_hostile_clients_hold_nobody_up(serve: Callable[..., Served]) -> None:
         clients.append(client)
     began = time.monotonic()
     assert served.request("ping", id="mine") == {"op": "ping", "id": "mine", "ok": True}
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     for _ in range(70):
         client = socket.socket(socket.AF_UNIX)
         client.connect(str(served.control))
@@ -367,7 +367,7 @@ def test_connections_are_gathered_and_the_silent_named(serve: Callable[..., Serv
     served.request("scale", worker="http", count=3)
     began = time.monotonic()
     assert served.request("connections")["missing"] == ["http:2"]
-    assert 0.9 < time.monotonic() - began < 2
+    assert 0.9 < time.monotonic() - began < 4
 
 
 # Restart --------------------------------------------------------------------------------------------------------------------------
