@@ -251,15 +251,24 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
+def find_tool(name: str, package: str = "") -> str:
+    """The path of a program of Debian's ``package``. Where it is not installed a user's test is skipped, and CI's fails."""
+    path = shutil.which(name)
+    if path is None and os.environ.get("CI") == "true":
+        pytest.fail(f"{name} is not installed")
+    if path is None:
+        pytest.skip(f"{name} is not installed (apt-get install {package or name})")
+    return path
+
+
 @pytest.fixture(scope="session")
 def wrk() -> str:
-    """The path of wrk. Where it is not installed a user's test is skipped, and CI's fails."""
-    path = shutil.which("wrk")
-    if path is None and os.environ.get("CI") == "true":
-        pytest.fail("wrk is not installed")
-    if path is None:
-        pytest.skip("wrk is not installed (apt-get install wrk)")
-    return path
+    return find_tool("wrk")
+
+
+@pytest.fixture(scope="session")
+def php() -> str:
+    return find_tool("php", "php-cli")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
