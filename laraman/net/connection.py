@@ -4,7 +4,10 @@ A handler is any object; each of these methods is optional, and plain or ``async
 
     on_connect(connection)              first
     on_message(connection, message)     once per message, one after another
+    on_error(connection, exception)     a handler raised, or its peer broke the protocol, and it is about to be closed: a plain one may still send
     on_close(connection)                last, when the handlers before it are over; ``connection.error`` says why it ended
+    on_buffer_full(connection)          the peer has not read what was sent: from now on ``send`` waits and ``send_nowait`` is Busy ...
+    on_drained(connection)              ... until it has. These two come whenever that happens, also while another one runs
 
 An ``async`` handler that is running holds the messages behind it back. They wait in a bounded queue, and reading pauses when it is full,
 so a peer that sends faster than it is served costs no memory. While nothing waits there is no queue and no task. A plain handler that has no
@@ -27,17 +30,15 @@ import contextlib
 import itertools
 import logging
 import os
-import socket
 from collections import deque
-from inspect import isawaitable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from laraman import events
-from laraman.errors import Busy, ConnectionClosed, ConnectionLost, RemoteProtocolError
-from laraman.sandbox.operation import CONNECTION, MESSAGE, Operation
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+from laraman.errors import ConnectionClosed, ConnectionLost, RemoteProtocolError
+from laraman.net.handling import Handling
+from laraman.net.pipe import Pipe
+from laraman.net.sending import WRITE_TIMEOUT, wake
+from laraman.net.sockets import keep_alive as keep_alive
+from laraman.net.sockets import name_text as name_text
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -45,16 +46,17 @@ OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
 
 #: Messages that wait for a handler before reading pauses; it goes on at half of it. One read's worth may come on top.
 MAX_PENDING = 64
-#: Seconds without progress after which a peer that does not read is cut off.
-WRITE_TIMEOUT = 60.0
 
 #: Why reading is paused: messages wait, the protocol has more to do, the peer does not read what the protocol owes it, a handler said ``pause()``.
 _PENDING, _MORE, _OWED, _PAUSED = 1, 2, 4, 8
 
+#: Hooks whose own faults are told to nobody.
+_FINAL = frozenset(("on_error", "on_close"))
+
 _numbers = itertools.count(1)
 
 
-class Connection(asyncio.Protocol):
+class Connection(Handling):
     """One live connection.
 
     ``worker`` is the Worker that accepted it, or None; an accepted connection is in ``worker.connections`` from its first moment to its last.
@@ -65,76 +67,65 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_closing_when_idle",
-        "_drained",
+        "_data",
         "_ended",
+        "_fault",
         "_gone",
         "_lost",
         "_parsing",
         "_pending",
         "_reading_paused",
         "_receiver",
-        "_stall",
-        "_wrapper",
-        "_wrapper_version",
-        "_write_timeout",
+        "_steps",
+        "_write_buffer",
         "bytes_in",
-        "bytes_out",
         "close_code",
         "direction",
-        "error",
-        "handler",
         "id",
         "local",
         "messages_in",
-        "messages_out",
         "opened",
-        "operates_for",
         "peer",
-        "protocol",
-        "running",
         "state",
-        "transport",
-        "worker",
-        "writing_paused",
     )
 
-    #: What a message is as an operation, and the beginning and the end of a connection.
-    message_kind = MESSAGE
-    hook_kind = CONNECTION
+    def __init__(
+        self, protocol: Any, handler: Any, worker: Any, direction: str = "in", write_timeout: float = WRITE_TIMEOUT, write_buffer: int | None = None
+    ) -> None:
+        """``direction`` is "in" (accepted) or "out" (dialled); ``write_timeout`` is in seconds.
 
-    def __init__(self, protocol: Any, handler: Any, worker: Any, direction: str = "in", write_timeout: float = WRITE_TIMEOUT) -> None:
-        """``direction`` is "in" (accepted) or "out" (dialled); ``write_timeout`` is in seconds."""
+        ``write_buffer`` is how many bytes may wait for a peer that does not read, before senders wait; None is what the loop thinks, 64 KiB.
+        """
+        super().__init__(protocol, handler, worker, write_timeout)
         self.id = next(_numbers)
-        self.protocol = protocol
-        self.handler = handler
-        self.worker = self.operates_for = worker
         self.direction = direction
         self.state: Any = OPEN
-        self.error: ConnectionClosed | ConnectionLost | None = None
         self.close_code = 0
-        self.bytes_in = self.bytes_out = self.messages_in = self.messages_out = 0
-        self.transport: Any = None
+        self.bytes_in = self.messages_in = 0
         self.opened = 0.0
         self.peer: Any = None
         self.local: Any = None
-        self.writing_paused = False
-        #: The task in which handlers run, while one does.
-        self.running: asyncio.Task[None] | None = None
+        self._data: dict[Any, Any] | None = None
         self._pending: deque[Any] | None = None
         self._reading_paused = 0  # the reasons
+        self._steps = hasattr(protocol, "more")
         self._parsing = False  # a further step of the protocol is scheduled
         self._closing_when_idle = False
         self._ended = self._lost = False
-        self._drained: asyncio.Future[None] | None = None
+        self._fault: BaseException | None = None  # that on_error is still to be told
         self._receiver: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
-        self._stall: asyncio.TimerHandle | None = None
-        self._write_timeout = write_timeout
-        self._wrapper: Callable[..., Coroutine[Any, Any, Any]] | None = None  # the sandbox's, for messages
-        self._wrapper_version = -1
+        self._write_buffer = write_buffer
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.direction} {name_text(self.peer)} {getattr(self.state, 'name', self.state)}>"
+
+    @property
+    def data(self) -> dict[Any, Any]:
+        """The application's own, for as long as the connection is there."""
+        if self._data is None:
+            self._data = {}
+        return self._data
 
     # Transport -------------------------------------------------------------------------------------------------------------------
 
@@ -143,6 +134,8 @@ class Connection(asyncio.Protocol):
         self.opened = asyncio.get_running_loop().time()
         self.peer = transport.get_extra_info("peername")
         self.local = transport.get_extra_info("sockname")
+        if self._write_buffer is not None:
+            transport.set_write_buffer_limits(self._write_buffer)
         if self.worker is not None:
             self.worker.connections.add(self)
         if self.handler is not None:
@@ -159,21 +152,40 @@ class Connection(asyncio.Protocol):
             return
         try:
             messages = self.protocol.receive_data(data)
-            self._write_owed()
+            if self._owes:
+                self._answer_itself()
         except RemoteProtocolError as exc:
             self._refuse(exc)
             return
-        except Exception:
+        except Exception as exc:
             logger.exception("%s: its protocol raised", self)
-            self.close(1011)
+            self._fail(exc, ConnectionClosed("its protocol raised"), 1011)
             return
         for message in messages:
             self._deliver(message)
-        if getattr(self.protocol, "more", False):
-            self._pause_reading(_MORE)
-            self._go_on()
-        elif self._reading_paused & _MORE:
-            self._resume_reading(_MORE)
+        if self._steps:
+            if self.protocol.more:
+                self._pause_reading(_MORE)
+                self._go_on()
+            elif self._reading_paused & _MORE:
+                self._resume_reading(_MORE)
+
+    def _answer_itself(self) -> None:
+        if self._write_owed() and self.writing_paused:  # it asks and does not read the answers
+            self._pause_reading(_OWED)
+            self._watch_writing()
+
+    def pipe(self, target: Connection) -> None:
+        """From now on send on ``target`` what is received here, as fast as its peer reads; neither end outlives the other.
+
+        What ``receive_data`` of this one's protocol gives must be what ``send`` of the other's takes. For both directions pipe both ways.
+        Called again it takes the place of the pipe that there was.
+        """
+        former = self.handler
+        if isinstance(former, Pipe):
+            former.close()
+            former = former.handler
+        self.handler = Pipe(self, target, former)
 
     def _go_on(self) -> None:
         """The next step of a protocol that has more to do, in a turn of its own; not while anything waits before it."""
@@ -195,7 +207,7 @@ class Connection(asyncio.Protocol):
         except RemoteProtocolError as exc:
             self._refuse(exc)
         self._ended = self._closing_when_idle = True
-        _wake(self._receiver)
+        wake(self._receiver)
         self._watch_writing()
         return self.running is not None and self.error is None and self.direction == "in"
 
@@ -205,12 +217,9 @@ class Connection(asyncio.Protocol):
             self.error.__cause__ = exc
             self.close_code = 1006 if exc else 1000
         self._lost = True
-        self.writing_paused = False
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-        for waiter in (self._drained, self._receiver, self._gone):
-            _wake(waiter)
+        self._end_writing()
+        wake(self._receiver)
+        wake(self._gone)
         if self.handler is None:
             self._forget()
             return
@@ -219,70 +228,14 @@ class Connection(asyncio.Protocol):
             self._settle()
 
     def pause_writing(self) -> None:
-        self.writing_paused = True
+        super().pause_writing()
+        self._handle("on_buffer_full")
 
     def resume_writing(self) -> None:
-        self.writing_paused = False
-        _wake(self._drained)
+        super().resume_writing()
         if self._reading_paused & _OWED:
             self._resume_reading(_OWED)
-
-    # Sending ---------------------------------------------------------------------------------------------------------------------
-
-    async def send(self, message: Any) -> None:
-        """Send one message; while the peer does not read, wait first.
-
-        Raises LocalProtocolError when the protocol does not allow the message, ConnectionClosed or ConnectionLost when the connection
-        has ended, which is also what a peer causes that reads nothing for ``write_timeout`` seconds.
-        """
-        while self.writing_paused and self.error is None:
-            self._watch_writing()
-            await self.drained()
-        self.send_nowait(message)
-
-    def send_nowait(self, message: Any) -> None:
-        """Send one message, for handlers that are plain functions. Raises what ``send`` does, and Busy where it would wait."""
-        if self.error is not None:
-            raise self._copied_error()
-        if self.writing_paused:
-            raise Busy("the peer does not read what was sent before")
-        data = self.protocol.send(message)
-        self.bytes_out += len(data)
-        self.messages_out += 1
-        self.transport.write(data)
-
-    async def drained(self) -> None:
-        """Return once the peer has read enough for more to be written, or the connection is gone."""
-        while self.writing_paused:
-            if self._drained is None or self._drained.done():
-                self._drained = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._drained)
-
-    def _write_owed(self) -> None:
-        owed_by = getattr(self.protocol, "data_to_send", None)
-        if owed_by is not None and (owed := owed_by()):
-            self.bytes_out += len(owed)
-            self.transport.write(owed)
-            if self.writing_paused:  # it asks and does not read the answers
-                self._pause_reading(_OWED)
-                self._watch_writing()
-
-    def _watch_writing(self) -> None:
-        """From now on the peer has to read. One timer goes round while there is something to read, none otherwise."""
-        if self._stall is None and self.transport is not None and self.transport.get_write_buffer_size():
-            self._stall = asyncio.get_running_loop().call_later(self._write_timeout, self._check_writing, self._bytes_flushed())
-
-    def _bytes_flushed(self) -> int:
-        return self.bytes_out - int(self.transport.get_write_buffer_size())
-
-    def _check_writing(self, flushed_before: int) -> None:
-        self._stall = None
-        if self._bytes_flushed() == flushed_before and self.transport.get_write_buffer_size():
-            error = ConnectionLost(f"the peer has read nothing for {self._write_timeout:g} seconds")
-            logger.warning("%s: %s, the connection is closed", self, error)
-            self.abort(error)
-        else:
-            self._watch_writing()
+        self._handle("on_drained")
 
     # Receiving -------------------------------------------------------------------------------------------------------------------
 
@@ -318,12 +271,12 @@ class Connection(asyncio.Protocol):
         if self.worker is not None:
             self.worker.requests += 1
         if self.running is None and not self._reading_paused & _PAUSED:
-            self._handle("on_message", message)
+            self._handle_message(message)
             return
         if self._pending is None:
             self._pending = deque()
         self._pending.append(message)
-        _wake(self._receiver)
+        wake(self._receiver)
         if len(self._pending) >= MAX_PENDING:
             self._pause_reading()
 
@@ -366,78 +319,51 @@ class Connection(asyncio.Protocol):
         elif self._reading_paused:
             self._go_on()
 
-    # Handlers --------------------------------------------------------------------------------------------------------------------
+    # What handlers come to --------------------------------------------------------------------------------------------------------------
 
-    def _handle(self, hook: str, *arguments: Any) -> None:
-        """Call a handler. One that must be awaited gets a task, and what comes meanwhile waits behind it."""
-        function = getattr(self.handler, hook, None)
-        if function is None:
-            return
-        worker = self.operates_for
-        operation = context = None
-        try:
-            if worker is None:
-                result = function(self, *arguments)
-            else:
-                sandbox = worker.sandbox
-                if not arguments:
-                    operation = Operation(self.hook_kind, hook)
-                    wrapper = sandbox.wrapper(self.hook_kind)
-                else:
-                    operation = Operation(self.message_kind, arguments[0])
-                    if self._wrapper_version != events.version:
-                        self._wrapper_version = events.version
-                        self._wrapper = sandbox.wrapper(self.message_kind)
-                    wrapper = self._wrapper
-                context = sandbox.context(operation)
-                result = context.run(function, self, *arguments) if wrapper is None else wrapper(operation, function, self, *arguments)
-        except Exception as exc:
-            result = None
-            self._failed(hook, exc)
-        if result is not None and isawaitable(result):
-            if self.worker is not None:
-                self.worker.in_flight += 1
-            self.running = asyncio.get_running_loop().create_task(self._run(hook, operation, result), context=context)
-        elif operation is not None:
-            worker.sandbox.ended(operation)
+    def _drop_pending(self) -> None:
+        self._pending = None
+
+    def _go_on_handling(self) -> None:
+        if self._pending is not None:
+            self._handle_pending()
+        if self.running is None:
+            if not self._reading_paused & _PAUSED:
+                self._pending = None
+            self._settle()
 
     def _handle_pending(self) -> None:
         """Handle what has waited; to its end when there will be no more."""
         while self._pending and self.running is None and (self._lost or not self._reading_paused & _PAUSED):
-            self._handle("on_message", self._take())
-
-    async def _run(self, hook: str, operation: Operation | None, waiting: Awaitable[Any]) -> None:
-        try:
-            await waiting
-        except Exception as exc:
-            self._failed(hook, exc)
-        except BaseException as exc:
-            task = asyncio.current_task()
-            if not isinstance(exc, asyncio.CancelledError) or (task is not None and task.cancelling()):
-                self._pending = None  # and nothing more begins
-                raise
-            self._failed(hook, exc)  # not we were cancelled, but something that it waited for
-        finally:
-            self.running = None
-            if self.worker is not None:
-                self.worker.in_flight -= 1
-            if operation is not None:
-                self.operates_for.sandbox.ended(operation)
-            self._handle_pending()
-            if self.running is None:
-                if not self._reading_paused & _PAUSED:
-                    self._pending = None
-                self._settle()
+            self._handle_message(self._take())
 
     def _failed(self, hook: str, exc: BaseException) -> None:
         """A handler that raises ends its connection, never the process. That the peer went away meanwhile is no error of its."""
-        if not (isinstance(exc, (ConnectionClosed, ConnectionLost)) and self.error is not None):
+        error = ConnectionClosed("this side has closed the connection")
+        if isinstance(exc, (ConnectionClosed, ConnectionLost)) and self.error is not None:
+            self._pending = None
+        else:
             logger.error("%s: %s raised, the connection is closed", self, hook, exc_info=exc)
+            self._fail(None if hook in _FINAL else exc, error, 1011)
+
+    def _fail(self, fault: BaseException | None, error: ConnectionClosed, code: int) -> None:
+        """Tell the handler of a fault that it has not heard of, and close. What runs has to be over before it is told."""
         self._pending = None
-        self.close(1011)
+        if fault is not None:
+            if self.running is None:
+                self._handle("on_error", fault)
+            else:
+                self._fault = fault
+        if self.error is None:
+            self._close(error, code)
 
     def _settle(self) -> None:
         """Nothing is being handled: see what the connection has come to."""
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            self._handle("on_error", fault)
+            if self.running is not None:
+                return
         if not self._lost:
             if self._reading_paused & _PENDING and not self._pending:
                 self._resume_reading()
@@ -467,7 +393,7 @@ class Connection(asyncio.Protocol):
         self.close_code = code
         self.state = CLOSING
         self._pending = None
-        _wake(self._receiver)
+        wake(self._receiver)
         if self.transport is not None:
             with contextlib.suppress(Exception):
                 self._write_owed()
@@ -485,7 +411,7 @@ class Connection(asyncio.Protocol):
         logger.warning("%s: %s", self, exc)
         error = ConnectionClosed(f"closed because of what the peer sent: {exc}")
         error.__cause__ = exc
-        self._close(error, exc.close_code)
+        self._fail(exc, error, exc.close_code)
 
     def abort(self, error: ConnectionLost | None = None) -> None:
         """Close at once; what was not sent is dropped. ``error`` is what is found to be wrong with the connection, if that is why."""
@@ -494,7 +420,7 @@ class Connection(asyncio.Protocol):
             self.close_code = 1006
             self.state = CLOSING
             self._pending = None
-        _wake(self._receiver)
+        wake(self._receiver)
         if self.transport is not None:
             self.transport.abort()
 
@@ -544,35 +470,3 @@ class Connection(asyncio.Protocol):
             "messages_out": self.messages_out,
             "age": round(asyncio.get_running_loop().time() - self.opened, 3),
         }
-
-    def _copied_error(self) -> ConnectionClosed | ConnectionLost:
-        """``error`` again, as an instance of its own: one that is raised many times collects tracebacks."""
-        assert self.error is not None
-        error = type(self.error)(*self.error.args)
-        error.__cause__ = self.error.__cause__
-        return error
-
-
-def _wake(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)
-
-
-def name_text(name: Any) -> str:
-    """A socket name as people write it: ``127.0.0.1:8000``, ``[::1]:8000``, a path, or "" for an unnamed unix socket."""
-    if isinstance(name, tuple):
-        host, port = name[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return os.fsdecode(name) if name else ""
-
-
-def keep_alive(sock: Any, idle: int = 30, interval: int = 10, probes: int = 3) -> None:
-    """Let the kernel find out, in about a minute, that a quiet peer's machine is gone (``idle`` and ``interval`` in seconds)."""
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    options = {"TCP_KEEPIDLE": idle, "TCP_KEEPINTVL": interval, "TCP_KEEPCNT": probes, "TCP_USER_TIMEOUT": (idle + interval * probes) * 1000}
-    with contextlib.suppress(OSError):  # the peer may be gone already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in options.items():
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -51,6 +51,8 @@ CONNECTION = Kind("connection")
 #: A message of a link, and the beginning or the end of one. They do not wait for other operations, which may be waiting for what they bring.
 LINK_MESSAGE = replace(MESSAGE, waits=False)
 LINK = Kind("link", waits=False)
+#: That the peer of a connection does not read, or does again: whoever waits for that has the turn.
+NOTICE = replace(CONNECTION, waits=False)
 
 #: What is remembered of an operation that is over: verb, path or name, and the framework's route, else the endpoint. Of every one, so it is not
 #: made nicer than it comes; and nothing in it belongs to the operation alone.

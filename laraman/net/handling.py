@@ -1,0 +1,143 @@
+"""The calls of a connection's handler: each is an operation with a context of its own, and what must be awaited runs in a task."""
+
+from __future__ import annotations
+
+import asyncio
+from inspect import isawaitable
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+from laraman import events
+from laraman.net.sending import Sending
+from laraman.sandbox.operation import CONNECTION, MESSAGE, NOTICE, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from contextvars import Context
+
+#: Hooks that are called whatever runs.
+_ANYTIME = frozenset(("on_buffer_full", "on_drained"))
+
+#: The loop has only weak references to tasks.
+_beside: set[asyncio.Task[None]] = set()
+
+
+class Handling(Sending):
+    """Calls the methods that ``handler`` has, one after another. While one of them must be awaited, ``running`` is its task."""
+
+    __slots__ = ("_wrapper", "_wrapper_version", "handler", "operates_for", "running", "worker")
+
+    #: What a message is as an operation, and the beginning and the end of a connection.
+    message_kind = MESSAGE
+    hook_kind = CONNECTION
+
+    def __init__(self, protocol: Any, handler: Any, worker: Any, write_timeout: float) -> None:
+        super().__init__(protocol, write_timeout)
+        self.handler = handler
+        self.worker = self.operates_for = worker
+        self.running: asyncio.Task[None] | None = None
+        self._wrapper: Callable[..., Coroutine[Any, Any, Any]] | None = None  # the sandbox's, for messages
+        self._wrapper_version = -1
+
+    def _handle(self, hook: str, *arguments: Any) -> None:
+        """Call a handler. One that must be awaited gets a task, and what comes meanwhile waits behind it; but ``_ANYTIME`` are beside all that."""
+        function = getattr(self.handler, hook, None)
+        if function is None:
+            return
+        worker = self.operates_for
+        operation = context = wrapper = None
+        if worker is not None:
+            operation = Operation(NOTICE if hook in _ANYTIME else self.hook_kind, hook)
+            context = worker.sandbox.context(operation)
+            wrapper = worker.sandbox.wrapper(operation.kind)
+        self._call(hook, function, operation, context, wrapper, *arguments)
+
+    def _handle_message(self, message: Any) -> None:
+        """The same for ``on_message``, of which there are so many that what is done around it is remembered."""
+        function = getattr(self.handler, "on_message", None)
+        if function is None:
+            return
+        worker = self.operates_for
+        if worker is None:
+            self._call("on_message", function, None, None, None, message)
+            return
+        sandbox = worker.sandbox
+        if self._wrapper_version != events.version:
+            self._wrapper_version = events.version
+            self._wrapper = sandbox.wrapper(self.message_kind)
+        operation = Operation(self.message_kind, message)
+        self._call("on_message", function, operation, sandbox.context(operation), self._wrapper, message)
+
+    def _call(
+        self, hook: str, function: Callable[..., Any], operation: Operation | None, context: Context | None, wrapper: Any, *arguments: Any
+    ) -> None:
+        try:
+            if context is None:
+                result = function(self, *arguments)
+            elif wrapper is None:
+                result = context.run(function, self, *arguments)
+            else:
+                result = wrapper(operation, function, self, *arguments)
+        except Exception as exc:
+            result = None
+            self._failed(hook, exc)
+        if result is None or not (type(result) is CoroutineType or isawaitable(result)):
+            if operation is not None:
+                self.operates_for.sandbox.ended(operation)
+            return
+        loop = asyncio.get_running_loop()
+        if hook in _ANYTIME:
+            task = loop.create_task(self._run_beside(hook, operation, result), context=context)
+            _beside.add(task)
+            task.add_done_callback(_beside.discard)
+            return
+        if self.worker is not None:
+            self.worker.in_flight += 1
+        if loop.get_task_factory() is None:  # the loop would make the same task, after a detour that costs a fifth of it
+            self.running = asyncio.Task(self._run(hook, operation, result), loop=loop, name=hook, context=context)
+        else:
+            self.running = loop.create_task(self._run(hook, operation, result), name=hook, context=context)
+
+    async def _run(self, hook: str, operation: Operation | None, waiting: Awaitable[Any]) -> None:
+        failure: BaseException | None = None
+        try:
+            await waiting
+        except Exception as exc:
+            failure = exc
+        except BaseException as exc:
+            task = asyncio.current_task()
+            if not isinstance(exc, asyncio.CancelledError) or (task is not None and task.cancelling()):
+                self._drop_pending()  # and nothing more begins
+                raise
+            failure = exc  # not we were cancelled, but something that it waited for
+        finally:
+            self.running = None
+            if self.worker is not None:
+                self.worker.in_flight -= 1
+            if operation is not None:
+                self.operates_for.sandbox.ended(operation)
+            if failure is not None:
+                self._failed(hook, failure)
+                failure = None  # its traceback has this frame: a ring
+            self._go_on_handling()
+
+    async def _run_beside(self, hook: str, operation: Operation | None, waiting: Awaitable[Any]) -> None:
+        try:
+            await waiting
+        except Exception as exc:
+            self._failed(hook, exc)
+        finally:
+            if operation is not None:
+                self.operates_for.sandbox.ended(operation)
+
+    def _failed(self, hook: str, exc: BaseException) -> None:
+        """A handler has raised."""
+        raise NotImplementedError
+
+    def _drop_pending(self) -> None:
+        """The task was cancelled: what waits behind it is not handled."""
+        raise NotImplementedError
+
+    def _go_on_handling(self) -> None:
+        """What ran is over."""
+        raise NotImplementedError
