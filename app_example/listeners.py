@@ -7,7 +7,7 @@ what needs either is imported inside the listeners that run in the workers.
 from __future__ import annotations
 
 import laraman
-from app_example import TICKER
+from app_example import DESK, TICKER
 from laraman import ServerStarting, Worker, WorkerStarting, WorkerStopping
 
 
@@ -15,6 +15,13 @@ from laraman import ServerStarting, Worker, WorkerStarting, WorkerStopping
 def add_ticker(event: ServerStarting) -> None:
     """In the master: run the ticker beside the HTTP workers, under the same supervision."""
     event.server.add(Worker("ticker", TICKER, count=1, handler="app_example.ticker:Ticker"))
+
+
+@laraman.on(ServerStarting)
+def add_desk(event: ServerStarting) -> None:
+    """In the master: a unix socket at which programs of this user can ask for something. It needs the gateway to do it."""
+    if event.server.config.gateway.enabled:
+        event.server.add(Worker("desk", f"request+unix://{DESK}", handler="app_example.desk:handle", mode="0600"))
 
 
 @laraman.on(WorkerStarting)

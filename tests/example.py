@@ -26,6 +26,7 @@ def start_example(server: Callable[..., Server]) -> Server:
             "TICKER_PORT": str(ticker),
             "LARAMAN_GATEWAY_WORKER_ADDR": f"127.0.0.1:{worker}",
             "LARAMAN_GATEWAY_TASK_ADDR": f"127.0.0.1:{task}",
+            "DESK": "desk.sock",
         },
     )
     running.gateway = browsers
