@@ -54,7 +54,9 @@ if TYPE_CHECKING:
         emit,
         on,
     )
+    from laraman.net.consumer import supervise
     from laraman.net.link import Backoff, Link, link
+    from laraman.net.timer import after, cron, every
     from laraman.process.worker import Worker
     from laraman.running import run, run_workers
 
@@ -98,19 +100,24 @@ __all__ = [
     "WorkerStopping",
     "__version__",
     "aemit",
+    "after",
+    "cron",
     "emit",
     "errors",
     "events",
+    "every",
     "link",
     "main",
     "on",
     "run",
     "run_workers",
+    "supervise",
 ]
 
 #: Asked in this order for a name. Those that need asyncio are the last, so only the names that they alone have bring it in.
 _MODULES = (
     *("laraman.events", "laraman.errors", "laraman.process.worker", "laraman.asgi.settings", "laraman.running", "laraman.cli"),
+    *("laraman.net.timer", "laraman.net.consumer"),
     *("laraman.net.link", "laraman.asgi.server"),
 )
 

@@ -128,6 +128,14 @@ class Config:
     daemon: bool = option(False, "Run in the background; the command returns when the server is ready.", flags=("-d", "--daemon"))
     name: str = option("", "Name of this instance; the port when empty.", parse=texts.name)
     state_dir: str = option("", "Directory of the pid file and the control socket; .laraman/<name> when empty.", metavar="DIRECTORY")
+    cluster: str = option(
+        "",
+        "Store of what runs once in a cluster of servers: `redis://...`, `rediss://...`, or `nats://...` and `tls://...` with JetStream; with "
+        "`?prefix=NAME` where clusters share it.",
+        parse=texts.cluster,
+        metavar="URL",
+        secret=True,
+    )
     user: str = option(
         "", "User that the workers run as, by name or number, where root starts the server; its files are what they can read.", parse=texts.user
     )

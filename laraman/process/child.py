@@ -176,6 +176,7 @@ class Run(Life):
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = [link.row() for link in self._worker.links]
+        rows += [resident.row() for resident in self._worker.residents if resident.connected]
         return [*rows, *(connection.row() for connection in self._worker.connections)][:MAX_ROWS]
 
     async def _beat(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from laraman.errors import LaramanError
 from laraman.process import daemon, restart
 from laraman.process.control import Control, listen
+from laraman.process.loopless import Loopless
 from laraman.process.state import instance_name, open_state
 
 if TYPE_CHECKING:
@@ -51,9 +52,24 @@ def open_directory(master: Master) -> None:
     if master.notify is not None or daemon.output():
         fallback = master.state.log_path if master.state else os.devnull
         daemon.output_to(os.path.abspath(config.log_file) if config.log_file else fallback)
+    _share_leases(master)
     if master.state is None or master.control is not None:
         return
     try:
         master.control = Control(master.selector, listen(master.state.control_path), master.commands.handle)
     except OSError as exc:
         logger.warning("No control socket at %s: %s", master.state.control_path, exc.strerror)
+
+
+def _share_leases(master: Master) -> None:
+    """Tell the workers of one another, and where they agree who of them does what only one may do."""
+    leases = -1
+    if master.state is not None:
+        try:
+            leases = master.state.open_leases()
+        except OSError as exc:
+            logger.warning("No leases in %s: %s", master.state.path, exc.strerror)
+    names = tuple(name for name, worker in master.workers.items() if not isinstance(worker, Loopless))
+    for worker in master.workers.values():
+        worker.leases = leases
+        worker.colleagues = names

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -26,6 +27,7 @@ logger = logging.getLogger("uvicorn.error")
 PID_FILE = "laraman.pid"
 CONTROL_SOCKET = "control.sock"
 LOG_FILE = "laraman.log"
+LEASES = "laraman.leases"
 
 #: The longest path of a control socket, in bytes: sun_path has 108 on Linux and 104 elsewhere, less the terminator and some air.
 MAX_SOCKET_PATH = 100
@@ -52,8 +54,20 @@ class StateDirectory:
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 
+    def open_leases(self) -> int:
+        """A descriptor of the directory where processes of the server agree who does what only one may do (``laraman.net.lease``).
+
+        They may have other users than we: what the state directory keeps from others is open to whoever has this descriptor.
+        """
+        path = self.path / LEASES
+        with suppress(FileExistsError):
+            path.mkdir()
+        path.chmod(0o777)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
     def close(self) -> None:
-        """Remove what says that we live, then unlock. The log stays."""
+        """Remove what says that we live, then unlock. The log stays; what was noted in leases is forgotten."""
+        shutil.rmtree(self.path / LEASES, ignore_errors=True)
         for name in (CONTROL_SOCKET, PID_FILE):
             (self.path / name).unlink(missing_ok=True)
         os.close(self.lock)

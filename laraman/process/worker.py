@@ -131,7 +131,7 @@ class Worker:
         self.stopping = False
         self.stop_reason = ""
         #: Timers and consumers that are here (``laraman.net.resident``).
-        self.residents: list[Resident] = []
+        self.residents: set[Resident] = set()
         #: Whether listeners have been told that it starts; from then on a timer that is declared in it runs at once.
         self.running = False
         #: The names of the server's workers; without a master there is this one.

@@ -106,6 +106,10 @@ class Sandbox:
 
     # Contexts --------------------------------------------------------------------------------------------------------------------
 
+    def outside(self) -> Context:
+        """A fresh context for what belongs to the worker and to no operation."""
+        return self._base.copy()
+
     def _plain_context(self, operation: Operation) -> Context:
         context = self._base.copy()
         context.run(_set_current, operation)
