@@ -11,7 +11,7 @@ A handler is any object; each of these methods is optional, and plain or ``async
 
 An ``async`` handler that is running holds the messages behind it back. They wait in a bounded queue, and reading pauses when it is full,
 so a peer that sends faster than it is served costs no memory. While nothing waits there is no queue and no task. A plain handler that has no
-room for more says so with ``pause()``, and ``resume()`` later.
+room for more says so with ``pause()``, and ``resume()`` later. Without a handler (None) the messages wait for ``receive()``.
 
 Each of these calls is an operation of the worker: it has a context of its own, and what is registered is done around it. While nothing is, a plain
 handler is called there and then.
@@ -221,6 +221,7 @@ class Connection(Handling):
         wake(self._receiver)
         wake(self._gone)
         if self.handler is None:
+            self.state = CLOSED
             self._forget()
             return
         self._handle_pending()  # it was held, and was received before the end
@@ -240,12 +241,13 @@ class Connection(Handling):
     # Receiving -------------------------------------------------------------------------------------------------------------------
 
     async def receive(self) -> Any:
-        """The next message, for an ``async`` handler in the middle of a dialogue: a handshake in ``on_connect`` above all.
+        """The next message: for who dialled without a handler, and for an ``async`` handler in the middle of a dialogue, a handshake in ``on_connect``
+        above all.
 
         Raises ConnectionClosed or ConnectionLost when there will be none.
         """
-        if self.running is None or self._receiver is not None:
-            raise RuntimeError("receive() is for the one async handler that is running")
+        if (self.running is None and self.handler is not None) or self._receiver is not None:
+            raise RuntimeError("receive() is for the one async handler that is running, or for one task where there is no handler")
         while not self._pending:
             if self.error is not None:
                 raise self._copied_error()
@@ -270,7 +272,7 @@ class Connection(Handling):
         self.messages_in += 1
         if self.worker is not None:
             self.worker.requests += 1
-        if self.running is None and not self._reading_paused & _PAUSED:
+        if self.running is None and not self._reading_paused & _PAUSED and self.handler is not None:
             self._handle_message(message)
             return
         if self._pending is None:
