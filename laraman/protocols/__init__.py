@@ -14,9 +14,11 @@ A protocol that bounds the work of one call has an attribute ``more`` besides: w
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as TypingProtocol
 
+from laraman.config.options import did_you_mean
 from laraman.errors import ConfigError
 from laraman.protocols.framing import Frame, Raw, Text
 from laraman.protocols.request import Request
@@ -38,12 +40,13 @@ class Protocol(TypingProtocol):
 
 
 #: The protocols an address can name, by URL scheme.
-PROTOCOLS: dict[str, Callable[[], Protocol]] = {"tcp": Raw, "text": Text, "frame": Frame, "request": Request}
+PROTOCOLS: dict[str, Callable[..., Protocol]] = {"tcp": Raw, "udp": Raw, "text": Text, "frame": Frame, "request": Request}
 
 
-def protocol_named(scheme: str) -> Callable[[], Protocol]:
-    """The factory of the protocol that an address's scheme names. Raises ConfigError when there is none."""
+def protocol_named(scheme: str, max_message: int | None = None) -> Callable[[], Protocol]:
+    """The factory of the protocol that an address's scheme names, with messages of ``max_message`` bytes at most. Raises ConfigError for no such one."""
     try:
-        return PROTOCOLS[scheme]
+        factory = PROTOCOLS[scheme]
+        return factory if max_message is None or factory is Raw else partial(factory, max_message)
     except KeyError:
         raise ConfigError(f"no protocol is called {scheme!r}; known are {', '.join(sorted(PROTOCOLS))}") from None
