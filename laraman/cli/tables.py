@@ -35,6 +35,20 @@ def print_status(answer: Envelope) -> None:
         "LAST EXIT": lambda row: row["last_exit"],
     }
     print_table(columns, answer["processes"])
+    if timers := [{**row, **timer} for row in answer["processes"] for timer in row.get("timers", ())]:
+        print()
+        print_table(_TIMERS, timers)
+
+
+_TIMERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "TIMER": lambda row: row["name"],
+    "WHEN": lambda row: row["when"],
+    "WORKER": lambda row: f"{row['worker']}:{row['slot']}",
+    "NEXT": lambda row: "running" if row["next"] is None else _duration(max(0.0, row["next"])),
+    "TICKS": lambda row: row["ticks"],
+    "MISSED": lambda row: row["missed"],
+    "ERRORS": lambda row: row["errors"],
+}
 
 
 def print_connections(answer: Envelope) -> None:
@@ -67,7 +81,7 @@ def print_connections(answer: Envelope) -> None:
 
 _WORDS = {
     *("WORKER", "STATE", "LAST EXIT", "DIR", "PROTOCOL", "LOCAL", "PEER", "CLIENT", "NAME", "OPTION", "VALUE", "SOURCE"),
-    *("PLACE", "WHAT", "ADVICE", "REQUEST", "UVICORN", "LARAMAN"),
+    *("TIMER", "WHEN", "PLACE", "WHAT", "ADVICE", "REQUEST", "UVICORN", "LARAMAN"),
 }
 
 

@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import signal
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from laraman import log
@@ -37,6 +38,8 @@ ORPHAN_DRAIN, ORPHAN_LIFE = 0.5, 1.5
 CLOSE_SECONDS = 0.1
 #: Rows of one answer to ``connections``; more would not fit into an envelope.
 MAX_ROWS = 40_000
+#: Timers and consumers that a beat looks at: a program may have one for each of its connections.
+MAX_TIMERS = 50
 
 
 def run(worker: Worker, channel: socket.socket) -> int:
@@ -185,7 +188,9 @@ class Run(Life):
         interval = min(1.0, worker.config.timeout_worker_healthcheck / 4) or 1.0
         while True:
             counts = {"requests": worker.requests, "in_flight": worker.in_flight}
-            self._say({"op": "beat", **counts, "connections_in": len(worker.connections), "connections_out": len(worker.links)})
+            timers = [resident.row() for resident in islice(worker.residents, MAX_TIMERS) if not resident.connected]
+            connections = {"connections_in": len(worker.connections), "connections_out": len(worker.links)}
+            self._say({"op": "beat", **counts, **connections, **({"timers": timers} if timers else {})})
             if os.getppid() != self._parent:
                 self._orphaned()
             if self._watch is not None and not self._retiring and (reason := self._watch.look(self._loop.time())):

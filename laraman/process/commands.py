@@ -34,6 +34,13 @@ MAX_COUNT = 4096
 #: What a beat says of a worker, and the status of its process.
 STATS = ("requests", "in_flight", "connections_in", "connections_out")
 
+#: What a beat says of each timer: of text, and numbers.
+TIMER_WORDS, TIMER_NUMBERS = ("name", "when"), ("next", "ticks", "missed", "errors")
+#: Timers of one process that are shown.
+MAX_TIMERS = 50
+#: Characters of a name.
+MAX_NAME = 200
+
 
 class Gathering:
     """One round of asking every worker for its connections, for everybody who asks while it lasts."""
@@ -197,6 +204,7 @@ class Commands:
             **{name: process.stats.get(name, 0) for name in STATS},
             "restarts": account.restarts,
             "last_exit": account.last_exit or None,
+            **({"timers": process.timers} if process.timers else {}),
         }
 
     def _connections(self, client: Client, request: Envelope) -> None:
@@ -214,6 +222,17 @@ class Commands:
         fields = {"rows": gathering.rows[:MAX_ROWS], "left_out": left_out, "missing": sorted(gathering.missing.values())}
         for client, request in gathering.askers:
             client.answer(request, ok=True, **fields)
+
+
+def timers_in(beat: Envelope) -> list[dict[str, Any]]:
+    """The timers that a beat tells of; whatever is not as it should be is left out."""
+    rows = beat.get("timers")
+    return [_timer(row) for row in rows[:MAX_TIMERS] if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _timer(row: dict[str, Any]) -> dict[str, Any]:
+    words = {name: str(row.get(name, ""))[:MAX_NAME] for name in TIMER_WORDS}
+    return {**words, **{name: value if isinstance(value := row.get(name), (int, float)) else None for name in TIMER_NUMBERS}}
 
 
 def _empty_slot(name: str, slot: int, account: Slot) -> dict[str, Any]:

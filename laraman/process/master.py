@@ -25,12 +25,12 @@ from laraman.config.declared import HTTP
 from laraman.errors import ConfigError, LaramanError
 from laraman.process import announce, daemon, handover, opening, privileges, restart, watch
 from laraman.process.children import FORK_SECONDS, Child
-from laraman.process.commands import STATS, Commands
+from laraman.process.commands import STATS, Commands, timers_in
 from laraman.process.exits import Exit, collect, in_words, oom_kills, thread_count
 from laraman.process.loopless import Loopless
 from laraman.process.notify import Notifier
 from laraman.process.signals import wakeup
-from laraman.process.spawning import in_short, new_child, template_for, wanted_of
+from laraman.process.spawning import end_slots, in_short, new_child, template_for, wanted_of
 from laraman.process.supervisor import (
     HUNG,
     HUNG_GRACE,
@@ -218,6 +218,7 @@ class Master:
             now = time.monotonic()
             self._forgive_a_pause(now)
             self._bury(now)
+            end_slots(self)
             for action in reconcile(self.desired, self.processes, now):
                 self._obey(action, now)
             calm = self._take_stock(now)
@@ -266,7 +267,10 @@ class Master:
         for name, worker in workers.items():
             if worker.reloadable:
                 self.desired[name].roll("reload")
-        return [name for name, worker in workers.items() if not worker.reloadable]
+        left_out = [name for name, worker in workers.items() if not worker.reloadable]
+        if left_out:
+            logger.warning("Not reloaded, because the handler is no import string: %s", ", ".join(left_out))
+        return left_out
 
     def stop(self, *, graceful: bool = False, exit_code: int = 0) -> None:
         """Stop the server: with the configured deadlines, or with none. Asked again, the nearer deadline counts."""
@@ -353,6 +357,7 @@ class Master:
             case "beat":
                 process.last_beat = now
                 process.stats = {name: value for name in STATS if isinstance(value := envelope.get(name), int)}
+                process.timers = timers_in(envelope)
             case "retire" if process.state is State.READY:
                 process.retiring = str(envelope.get("reason", ""))[:MAX_REASON] or "it asked for a successor"
                 logger.info("Worker %s is replaced: %s", process, process.retiring)

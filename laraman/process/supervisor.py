@@ -41,7 +41,7 @@ import enum
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from laraman.errors import IllegalTransition
 
@@ -110,6 +110,7 @@ class Process:
     error: str = ""
     ending: str = ""
     stats: dict[str, int] = field(default_factory=dict)
+    timers: list[dict[str, Any]] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.worker}:{self.slot} [{self.pid}]"
