@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from laraman.asgi.settings import STARTUP_FAILURE, Config
+from laraman.errors import ConfigError, LaramanError
 
 if TYPE_CHECKING:
     import socket
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from laraman.process.worker import Worker
 
 logger = logging.getLogger("uvicorn.error")
+
+#: Whether ``run_workers`` is at work; the children, being forks, know it.
+_running = False
 
 
 def run(app: Any, **options: Any) -> None:
@@ -48,15 +52,22 @@ def run(app: Any, **options: Any) -> None:
 def run_workers(*workers: Worker, **options: Any) -> None:
     """Run these Workers until it is told to stop; ``options`` are those of ``laraman.Config``, for all of them.
 
-    This program becomes their master. Exits with 2 when something is declared wrong, with 3 when the server cannot start. Raises what
+    This program becomes their master. Where it names handlers in itself, the children import it too, so this belongs under
+    ``if __name__ == "__main__":``. Exits with 2 when something is declared wrong, with 3 when the server cannot start. Raises what
     ``laraman.Config`` raises.
     """
-    _be_master(Config("", **options).frozen(), workers)
+    global _running
+    if _running:
+        raise ConfigError('run_workers is called while the program is imported by a worker: put the call under if __name__ == "__main__":')
+    _running = True
+    try:
+        _be_master(Config("", **options).frozen(), workers)
+    finally:
+        _running = False
 
 
 def _be_master(config: Frozen, workers: Sequence[Worker] = ()) -> None:
     from laraman.cli.serving import complete, run, workers_of
-    from laraman.errors import ConfigError, LaramanError
 
     try:
         config = complete(replace(config, env_file=""))  # which has been read

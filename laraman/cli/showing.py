@@ -66,6 +66,10 @@ def _rows(loaded: Config, places: dict[str, Origin]) -> Iterator[dict[str, Any]]
             if prefix + option.name in places:
                 yield _row(option, entry, prefix, places)
     yield from _section(SANDBOX, loaded.sandbox, "sandbox.", places)
+    for name, declaration in loaded.declared:
+        for word, value in declaration.items():
+            key, secret = f"workers.{name}.{word}", word in OPTIONS and OPTIONS[word].metadata["secret"]
+            yield {"name": key, "value": MASK if secret and value else value, "source": places[key].name}
 
 
 def _section(section: Section, values: GatewayConfig | SandboxConfig, prefix: str, places: dict[str, Origin]) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,6 @@ Who asks, and hears how it went, differs: the master (``laraman.process.child``)
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import logging
 from contextvars import copy_context
@@ -22,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from laraman.errors import BootError, ConfigError
+from laraman.errors import BootError
 from laraman.events import WorkerStarted, WorkerStarting, WorkerStopping, aemit
 from laraman.net.link import current_worker
 from laraman.process.accepting import Accepting
+from laraman.process.naming import resolve
 from laraman.process.tasks import Tasks
 from laraman.process.worker import import_listeners
 from laraman.sandbox.surroundings import Sandbox
@@ -266,25 +266,7 @@ def load_handler(handler: Any, schemes: Set[str] = frozenset()) -> Any:
     A class or function makes the handler, but where the addresses' ``schemes`` are among those that functions can handle, it is the function.
     """
     if isinstance(handler, str):
-        handler = _resolve(handler)
+        handler = resolve(handler, "handler")
     if inspect.isroutine(handler) and schemes & _HANDLED_BY_FUNCTIONS:
         return handler
     return handler() if inspect.isclass(handler) or inspect.isroutine(handler) else handler
-
-
-def _resolve(text: str) -> Any:
-    name, _, attributes = text.partition(":")
-    if not name or not attributes:
-        raise ConfigError(f"handler {text!r} is not of the form module:attribute")
-    try:
-        found: Any = importlib.import_module(name)
-    except ModuleNotFoundError as exc:
-        if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
-            raise ConfigError(f"handler {text!r}: there is no module {name!r}") from None
-        raise
-    for attribute in attributes.split("."):
-        try:
-            found = getattr(found, attribute)
-        except AttributeError:
-            raise ConfigError(f"handler {text!r}: {found!r} has no attribute {attribute!r}") from None
-    return found

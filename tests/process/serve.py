@@ -39,7 +39,7 @@ class StandIn(Worker):
     """A Worker without an event loop in the child."""
 
     def __init__(self, name: str, address: str | None = None, *, count: int = 1, reloadable: bool = True, **options: Any) -> None:
-        super().__init__(name, address, count=count, handler="stand:in" if reloadable else None, **options)
+        super().__init__(name, address, count=count, handler="stand:in" if reloadable else object(), **options)
 
     def run(self, slot: int, generation: int, channel: socket.socket, config: Config) -> int:
         self.channel, self.ipc = channel, Ipc()
