@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     )
     from laraman.net.consumer import supervise
     from laraman.net.link import Backoff, Link, link
+    from laraman.net.outbound import connect
     from laraman.net.timer import after, cron, every
     from laraman.process.worker import Worker
     from laraman.running import run, run_workers
@@ -101,6 +102,7 @@ __all__ = [
     "__version__",
     "aemit",
     "after",
+    "connect",
     "cron",
     "emit",
     "errors",
@@ -118,7 +120,7 @@ __all__ = [
 _MODULES = (
     *("laraman.events", "laraman.errors", "laraman.process.worker", "laraman.asgi.settings", "laraman.running", "laraman.cli"),
     *("laraman.net.timer", "laraman.net.consumer"),
-    *("laraman.net.link", "laraman.asgi.server"),
+    *("laraman.net.link", "laraman.net.outbound", "laraman.asgi.server"),
 )
 
 

@@ -247,7 +247,7 @@ class Connection(Handling):
         Raises ConnectionClosed or ConnectionLost when there will be none.
         """
         if (self.running is None and self.handler is not None) or self._receiver is not None:
-            raise RuntimeError("receive() is for the one async handler that is running, or for one task if there is no handler")
+            raise RuntimeError("receive() is for the one async handler that is running, or one task if there is no handler")
         while not self._pending:
             if self.error is not None:
                 raise self._copied_error()

@@ -8,11 +8,17 @@ import ipaddress
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Protocol as TypingProtocol
+
+from laraman.net.stream import Stream
+from laraman.net.udp import DatagramSocket
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from laraman.net.address import Address
+    from laraman.net.proxy import Proxy
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -20,35 +26,85 @@ P = TypeVar("P", bound=asyncio.Protocol)
 _lookups: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[Any]] = {}
 
 
-async def dial(address: Address, factory: Callable[[], P], timeout: float) -> P:
-    """Connect to ``address`` and return the protocol that ``factory`` made for it.
+class Opening(TypingProtocol):
+    """What has to be said before a connection is open; ``receive_data`` tells when it is, ``rest`` is what came behind that."""
 
-    Raises OSError, of which TimeoutError is one: the name lookup and all attempts together get ``timeout`` seconds.
+    request: bytes
+
+    def receive_data(self, data: bytes) -> bool: ...
+
+    @property
+    def rest(self) -> bytes: ...
+
+
+async def dial(
+    address: Address,
+    factory: Callable[[], P],
+    timeout: float,
+    *,
+    context: ssl.SSLContext | None = None,
+    proxy: Proxy | None = None,
+    opening: Opening | None = None,
+) -> P:
+    """Connect to ``address``, through ``proxy`` and over TLS with ``context`` where they are given, and return the protocol that ``factory`` makes
+    when ``opening`` is done.
+
+    Raises OSError, of which TimeoutError and ssl.SSLError are two, and RemoteProtocolError: the name lookup, all attempts and all that is said before
+    get ``timeout`` seconds together.
     """
     try:
         async with asyncio.timeout(timeout) as limit:
-            return await (_dial_unix(address, factory) if address.path else _dial_tcp(address, factory))
+            if proxy is None and opening is None:
+                return await _connect(address, factory, context)
+            return await _introduced(address, factory, context, proxy, opening)
     except TimeoutError:
         if limit.expired():
-            raise TimeoutError(f"no connection to {address} within {timeout:g} s") from None
+            raise TimeoutError(f"no connection to {address}{'' if proxy is None else f' through {proxy}'} within {timeout:g} s") from None
         raise
 
 
-async def _dial_unix(address: Address, factory: Callable[[], P]) -> P:
-    _, protocol = await asyncio.get_running_loop().create_unix_connection(factory, address.path)
-    return protocol
+async def _introduced(
+    address: Address, factory: Callable[[], P], context: ssl.SSLContext | None, proxy: Proxy | None, opening: Opening | None
+) -> P:
+    if proxy is None:
+        stream = await _connect(address, lambda: Stream(str(address)), context)
+    else:
+        stream = await _connect(proxy.address, lambda: Stream(str(proxy)), None)
+    try:
+        if proxy is not None:
+            await proxy.open(stream, address)
+            stream.peer = str(address)
+            if context is not None:
+                await stream.start_tls(context, server_name(address))
+        if opening is not None:
+            stream.write(opening.request)
+            while not opening.receive_data(await stream.read()):
+                pass
+            stream.unread(opening.rest)
+        return stream.hand_over(factory())
+    except BaseException:
+        stream.abort()
+        raise
 
 
-async def _dial_tcp(address: Address, factory: Callable[[], P]) -> P:
+def server_name(address: Address) -> str:
+    """Whose certificate it must be; a server behind a unix socket is "localhost"."""
+    return address.host or "localhost"
+
+
+async def _connect(address: Address, factory: Callable[[], P], context: ssl.SSLContext | None) -> P:
     loop = asyncio.get_running_loop()
+    secured: dict[str, Any] = {} if context is None else {"ssl": context, "server_hostname": server_name(address)}
+    if address.path:
+        return (await loop.create_unix_connection(factory, address.path, **secured))[1]
     error = OSError(f"{address.host} has no address")
     for host in await resolve(address.host, address.port):
         try:
-            _, protocol = await loop.create_connection(factory, host, address.port)
+            if address.scheme == "udp":
+                return DatagramSocket.connect(host, address.port, factory)
+            return (await loop.create_connection(factory, host, address.port, **secured))[1]
         except OSError as exc:
             error = exc
-        else:
-            return protocol
     raise error
 
 
