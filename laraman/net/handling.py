@@ -50,27 +50,6 @@ class Handling(Sending):
             operation = Operation(NOTICE if hook in _ANYTIME else self.hook_kind, hook)
             context = worker.sandbox.context(operation)
             wrapper = worker.sandbox.wrapper(operation.kind)
-        self._call(hook, function, operation, context, wrapper, *arguments)
-
-    def _handle_message(self, message: Any) -> None:
-        """The same for ``on_message``, of which there are so many that what is done around it is remembered."""
-        function = getattr(self.handler, "on_message", None)
-        if function is None:
-            return
-        worker = self.operates_for
-        if worker is None:
-            self._call("on_message", function, None, None, None, message)
-            return
-        sandbox = worker.sandbox
-        if self._wrapper_version != events.version:
-            self._wrapper_version = events.version
-            self._wrapper = sandbox.wrapper(self.message_kind)
-        operation = Operation(self.message_kind, message)
-        self._call("on_message", function, operation, sandbox.context(operation), self._wrapper, message)
-
-    def _call(
-        self, hook: str, function: Callable[..., Any], operation: Operation | None, context: Context | None, wrapper: Any, *arguments: Any
-    ) -> None:
         try:
             if context is None:
                 result = function(self, *arguments)
@@ -81,10 +60,40 @@ class Handling(Sending):
         except Exception as exc:
             result = None
             self._failed(hook, exc)
-        if result is None or not (type(result) is CoroutineType or isawaitable(result)):
-            if operation is not None:
-                self.operates_for.sandbox.ended(operation)
+        if result is not None and isawaitable(result):
+            self._await(hook, operation, context, result)
+        elif operation is not None:
+            worker.sandbox.ended(operation)
+
+    def _handle_message(self, message: Any) -> None:
+        """The same for ``on_message``. There are so many of it that nothing is asked twice, and a plain one costs no call more than it has to."""
+        function = getattr(self.handler, "on_message", None)
+        if function is None:
             return
+        worker = self.operates_for
+        if worker is None:
+            self._handle("on_message", message)
+            return
+        sandbox = worker.sandbox
+        if self._wrapper_version != events.version:
+            self._wrapper_version = events.version
+            self._wrapper = sandbox.wrapper(self.message_kind)
+        operation = Operation(self.message_kind, message)
+        context = sandbox.context(operation)
+        try:
+            if self._wrapper is None:
+                result = context.run(function, self, message)
+            else:
+                result = self._wrapper(operation, function, self, message)
+        except Exception as exc:
+            result = None
+            self._failed("on_message", exc)
+        if result is not None and (type(result) is CoroutineType or isawaitable(result)):
+            self._await("on_message", operation, context, result)
+        else:
+            sandbox.ended(operation)
+
+    def _await(self, hook: str, operation: Operation | None, context: Context | None, result: Awaitable[Any]) -> None:
         loop = asyncio.get_running_loop()
         if hook in _ANYTIME:
             task = loop.create_task(self._run_beside(hook, operation, result), context=context)

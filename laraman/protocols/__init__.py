@@ -36,8 +36,6 @@ class Protocol(TypingProtocol):
 
     def send(self, message: Any) -> bytes: ...
 
-    def data_to_send(self) -> bytes: ...
-
 
 #: The protocols an address can name, by URL scheme.
 PROTOCOLS: dict[str, Callable[..., Protocol]] = {"tcp": Raw, "udp": Raw, "text": Text, "frame": Frame, "request": Request}
@@ -49,4 +47,5 @@ def protocol_named(scheme: str, max_message: int | None = None) -> Callable[[], 
         factory = PROTOCOLS[scheme]
         return factory if max_message is None or factory is Raw else partial(factory, max_message)
     except KeyError:
-        raise ConfigError(f"no protocol is called {scheme!r}; known are {', '.join(sorted(PROTOCOLS))}") from None
+        known = sorted(PROTOCOLS)
+        raise ConfigError(f"no protocol is called {scheme!r}{did_you_mean(scheme, known) or '; known are ' + ', '.join(known)}") from None

@@ -22,9 +22,6 @@ class Raw:
     def send(self, message: bytes) -> bytes:
         return message
 
-    def data_to_send(self) -> bytes:
-        return b""
-
 
 class Text:
     """``text://``: lines of UTF-8 ended by LF; a CR before it is dropped (Workerman's Text protocol). ``max_size`` bounds a line, in bytes."""
@@ -38,6 +35,8 @@ class Text:
 
     def receive_data(self, data: bytes) -> list[str]:
         buffer = self._buffer
+        if not buffer and data.find(b"\n") == len(data) - 1 and data:  # mostly a read is one line: then nothing is copied
+            return [self._decode(data[:-1])]
         buffer += data
         # Search only what is new, or a long line fed in small pieces costs quadratic time.
         end = buffer.rfind(b"\n", self._searched)
@@ -68,7 +67,7 @@ class Text:
         if len(line) > self._max_size:
             raise RemoteProtocolError(f"line longer than {self._max_size} bytes", close_code=1009)
         try:
-            return line.removesuffix(b"\r").decode()
+            return (line[:-1] if line[-1:] == b"\r" else line).decode()
         except UnicodeDecodeError as exc:
             raise RemoteProtocolError(f"line is not UTF-8: {exc}", close_code=1007) from None
 
@@ -77,7 +76,7 @@ class Text:
             raise RemoteProtocolError("connection ended inside a line")
 
     def send(self, message: str) -> bytes:
-        if "\n" in message or message.endswith("\r"):
+        if "\n" in message or message[-1:] == "\r":
             raise LocalProtocolError("a text message may not contain a line feed or end in a carriage return")
         try:
             line = message.encode()
@@ -86,9 +85,6 @@ class Text:
         if len(line) > self._max_size:
             raise LocalProtocolError(f"message of {len(line)} bytes is longer than a line may be")
         return line + b"\n"
-
-    def data_to_send(self) -> bytes:
-        return b""
 
 
 class LengthPrefixed:
@@ -109,6 +105,9 @@ class LengthPrefixed:
     def receive_data(self, data: bytes) -> list[bytes]:
         buffer = self._buffer
         size, extra = self._size, self._extra
+        length = len(data) - size
+        if not buffer and int.from_bytes(data[:size], "big") == length + extra and 0 <= length <= self._max_size:
+            return [bytes(data[size:])]  # mostly a read is one frame
         # Mostly a read ends where a frame does: then nothing is copied into the buffer.
         source: bytes | bytearray = data
         if buffer:
@@ -153,9 +152,6 @@ class LengthPrefixed:
         if length > self._max_size or (length + self._extra) >> (8 * self._size):
             raise LocalProtocolError(f"message of {length} bytes is larger than this framing allows")
         return (length + self._extra).to_bytes(self._size, "big") + message
-
-    def data_to_send(self) -> bytes:
-        return b""
 
 
 class Frame(LengthPrefixed):

@@ -79,8 +79,10 @@ class Operation:
         subject = self.subject
         if self.kind is REQUEST:
             return (subject.get("method", "websocket"), subject["path"], subject.get("route") or subject.get("endpoint"))
-        is_name = isinstance(subject, str) and self.kind.subject != "message"  # a message may be a text, which is not to be kept or shown
-        return (self.kind.name, subject if is_name else type(subject).__name__, None)
+        kind = self.kind
+        if kind.subject == "message":  # it may be a text, which is not to be kept or shown
+            return (kind.name, type(subject).__name__, None)
+        return (kind.name, subject if isinstance(subject, str) else type(subject).__name__, None)
 
     @property
     def name(self) -> str:
