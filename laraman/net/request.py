@@ -105,7 +105,7 @@ class RequestConnection(Connection):
     protocol: Request
 
     def __init__(self, protocol: Request, handler: Any, worker: Any, terms: Terms) -> None:
-        super().__init__(protocol, handler, worker, write_timeout=worker.config.timeout_write)
+        super().__init__(protocol, handler, worker, write_timeout=worker.config.timeout_write, write_buffer=worker.write_buffer)
         self.credentials: peer.Credentials | None = None
         self._terms = terms
         self._answered = 0
@@ -196,8 +196,9 @@ class RequestConnection(Connection):
         super()._refuse(exc)
 
     def _failed(self, hook: str, exc: BaseException) -> None:
-        self._answered = self.messages_in
-        self._tell(_failure(str(exc) if isinstance(exc, LocalProtocolError) else f"the handler raised {type(exc).__name__}"))
+        if hook in ("on_connect", "on_message"):
+            self._answered = self.messages_in
+            self._tell(_failure(str(exc) if isinstance(exc, LocalProtocolError) else f"the handler raised {type(exc).__name__}"))
         super()._failed(hook, exc)
 
     # Replies ---------------------------------------------------------------------------------------------------------------------

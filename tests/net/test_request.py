@@ -14,6 +14,7 @@ import pytest
 
 from laraman.config import Config
 from laraman.errors import ConfigError
+from laraman.ipc_client import call
 from laraman.net import peer
 from laraman.net.address import parse_address
 from laraman.net.request import RequestConnection, request_factory
@@ -78,7 +79,7 @@ def answering(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextMa
     async def answer(handler: Any, *, max_message: int | None = None, allow_users: Any = (), **options: Any) -> AsyncIterator[Served]:
         worker = a_worker()
         vars(worker).update(config=Config(), options={"timeout_request_header": 30.0, "timeout_request_body": 30.0, **options})
-        vars(worker).update(max_message=max_message, allow_users=allow_users)
+        vars(worker).update(max_message=max_message, allow_users=allow_users, write_buffer=None)
         path = tmp_path / "app.sock"
         bind: Any = types.SimpleNamespace(address=parse_address(f"request+unix://{path}"))
         server = await asyncio.get_running_loop().create_unix_server(request_factory(worker, handler, bind), str(path))
@@ -205,12 +206,15 @@ async def test_a_handler_that_raises_is_told_by_its_type_alone(answering: Any, c
         await asyncio.sleep(0)
         raise KeyError("the password is 1234")
 
-    for handler in (secret, secret_later):
+    clumsy = types.SimpleNamespace(on_message=secret, on_error=secret, on_close=lambda connection: secret(connection, None))  # whose faults have faults
+    for handler in (secret, secret_later, clumsy):
         for options in ({}, {"timeout_keep_alive": 30.0}):
             caplog.clear()
             async with answering(handler, **options) as served:
                 assert await served.exchange(SIAM) == failed("the handler raised KeyError")
             assert "KeyError: 'the password is 1234'" in caplog.text  # in the log there is all of it
+    async with answering(types.SimpleNamespace(on_connect=clumsy.on_close, on_message=silent)) as served:
+        assert await asyncio.to_thread(call, str(served.path), "early") == {"res": "fail", "msg": "the handler raised KeyError"}
 
 
 async def test_a_reply_that_is_no_json_or_too_long(answering: Any) -> None:
