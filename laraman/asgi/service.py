@@ -125,7 +125,7 @@ class Http:
     def door(self, worker: Worker, bind: Bind, factory: Callable[[], HttpConnection]) -> Door | None:
         """What connections of this address come in by, when they begin with TLS or a PROXY header."""
         expected = self.proxies if self.config.proxy_protocol else None
-        tls = self.tls if bind.address.scheme == "https" else None
+        tls = self.tls if bind.address.scheme == "https" or bind.address.tls else None
         if tls is None and expected is None:
             return None
         self._doors.append(Door(worker, factory, tls=tls, trusted=expected, timeout=self.header_timeout))

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import grp
 import os
+import re
 import socket
 import stat
 import struct
@@ -32,19 +33,25 @@ class Bind:
     has the port that the kernel picked for port 0, and tells where a descriptor ``fd`` that was given to us listens. The socket is non-blocking
     and is closed on exec. ``mode`` are the permissions of a unix socket, in octal; when it is empty 0666, or those of the socket that it replaces.
     ``group`` is the group that it is to belong to, a name or a number; this process's own when it is empty.
+
+    With ``reuse_port`` each slot has a socket of its own at the address, among which the kernel spreads connections and datagrams (SO_REUSEPORT,
+    Linux): ``socket`` is that of slot 0, ``others`` are the rest. The master opens them, as it does with one that is shared: so what waits in a
+    slot's queue waits for its next process when one ends, and no other program gets the address.
     """
 
-    __slots__ = ("_unlink", "address", "backlog", "fd", "group", "key", "mode", "socket")
+    __slots__ = ("_unlink", "address", "backlog", "fd", "group", "key", "mode", "others", "reuse_port", "socket")
 
     def __init__(self, address: str | Address, backlog: int = 2048) -> None:
         """Raises ConfigError when the address cannot be parsed."""
         self.address = address if isinstance(address, Address) else parse_address(address)
-        self.key = str(replace(self.address, scheme=self.address.scheme.replace("https", "http")))
+        self.key = str(replace(self.address, scheme=self.address.scheme.replace("https", "http"), tls=False))
         self.fd = self.address.fd
         self.backlog = backlog
         self.mode = ""
         self.group = ""
+        self.reuse_port = False
         self.socket: socket.socket | None = None
+        self.others: dict[int, socket.socket] = {}
         self._unlink: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
@@ -55,40 +62,97 @@ class Bind:
         """The address in use as people are told of it."""
         return f"unix socket {self.address.path}" if self.address.path else str(self.address)
 
+    @property
+    def place(self) -> tuple[str | int, ...] | None:
+        """What only one can have; None when it was given to us, or the kernel picks it."""
+        address = self.address
+        if address.path:
+            return (os.path.realpath(address.path),)
+        return ("udp" if self.datagrams else "tcp", address.host, address.port) if self.fd is None and address.port else None
+
+    @property
+    def datagrams(self) -> bool:
+        return self.address.scheme == "udp"
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        return [*([] if self.socket is None else [self.socket]), *self.others.values()]
+
     def open(self, inherited: int | None = None) -> None:
         """Listen; on the ``inherited`` descriptor when there is one, which then belongs to this Bind. Raises BootError with one clear line."""
         if self.socket is not None:
             return
+        descriptor = self.fd if inherited is None else inherited
+        made = self._opened(descriptor, alone=True)
+        if self.fd is not None:
+            self.address = _told(made, self.address)
+        elif self.address.path:
+            with suppress(OSError):  # something else has been put in the place of an inherited one's name
+                self._unlink = _identity(self.address.path)
+        else:
+            self.address = replace(self.address, port=made.getsockname()[1])
+        self.socket = made
+
+    def _opened(self, descriptor: int | None, *, alone: bool) -> socket.socket:
         try:
-            self.socket = self._open(inherited)
-        except (OSError, ValueError, OverflowError) as exc:
+            return self._open(descriptor, alone=alone)
+        except (OSError, ValueError, LookupError, OverflowError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
             raise BootError(f"cannot listen on {self.address}: {reason}") from None
 
-    def _open(self, inherited: int | None) -> socket.socket:
+    def _open(self, descriptor: int | None, *, alone: bool) -> socket.socket:
         address = self.address
-        descriptor = self.fd if inherited is None else inherited
+        kind = socket.SOCK_DGRAM if self.datagrams else socket.SOCK_STREAM
         if descriptor is not None:
-            made = _checked(socket.socket(fileno=descriptor))
+            made = _checked(socket.socket(fileno=descriptor), kind)
         elif address.path:
             made = _unix(address.path, self.mode, self.group)
         else:
-            made = _tcp(address.host, address.port)
+            if self.reuse_port and alone and address.port:
+                _inet(kind, address.host, address.port).close()  # whoever shares its ports would let us in beside it
+            made = _inet(kind, address.host, address.port, share=self.reuse_port)
         try:
             os.set_inheritable(made.fileno(), False)
             made.setblocking(False)
-            made.listen(self.backlog)
+            if kind == socket.SOCK_STREAM:
+                made.listen(self.backlog)
         except OSError:
             made.close()
             raise
-        if self.fd is not None:
-            self.address = _told(made, self.address)
-        elif address.path:
-            with suppress(OSError):  # something else has been put in the place of an inherited one's name
-                self._unlink = _identity(address.path)
-        else:
-            self.address = replace(address, port=made.getsockname()[1])
         return made
+
+    # A socket for each slot ------------------------------------------------------------------------------------------------------
+
+    def open_slot(self, slot: int, inherited: int | None = None) -> None:
+        """With ``reuse_port``: listen for this slot, too. Raises BootError. Idempotent."""
+        if self.reuse_port and slot and slot not in self.others:
+            self.others[slot] = self._opened(inherited, alone=False)
+
+    def end_slots(self, count: int) -> None:
+        """Nothing more is to come for slots from ``count`` on. What their processes have still waits for them."""
+        for slot in [slot for slot in self.others if slot >= count]:
+            self.others.pop(slot).close()
+
+    def keep_slot(self, slot: int) -> None:
+        """In a process of this slot: leave the other slots' sockets."""
+        if slot in self.others and self.socket is not None:
+            self.socket.close()
+            self.socket = self.others.pop(slot)
+        self.end_slots(0)
+
+    def descriptors(self) -> dict[str, int]:
+        """What is open, by names that a later image of the master finds it by: see ``take_over``."""
+        found = {f"{slot}@{self.key}": made.fileno() for slot, made in self.others.items()}
+        return found if self.socket is None else {self.key: self.socket.fileno(), **found}
+
+    def take_over(self, descriptors: dict[str, int], count: int) -> None:
+        """Take what of ``descriptors`` is for this Bind and for slots below ``count`` out of it, and listen there. Raises BootError."""
+        self.open(descriptors.pop(self.key, None))
+        if self.reuse_port:
+            for slot in range(1, count):
+                self.open_slot(slot, descriptors.pop(f"{slot}@{self.key}", None))
+
+    # The end ---------------------------------------------------------------------------------------------------------------------
 
     def turn_away(self) -> None:
         """Before the last copies are closed: let no new connection begin, on every copy at once. Linux only; elsewhere nothing happens.
@@ -97,17 +161,19 @@ class Bind:
         this, that client's first packet is not heard, and its second, a second later, is refused, or finds the next server.
         A descriptor that was given to us is left alone: its owner goes on listening.
         """
-        if self.socket is None or self.fd is not None or self.address.path or sys.platform != "linux":
+        if self.fd is not None or self.address.path or self.datagrams or sys.platform != "linux":
             return
         program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _DROP_SYN))
-        with suppress(OSError):  # a sandbox that has no filters
-            self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_DROP_SYN), ctypes.addressof(program)))
+        for made in self.sockets:
+            with suppress(OSError):  # a sandbox that has no filters
+                made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_DROP_SYN), ctypes.addressof(program)))
 
     def close(self) -> None:
-        """Close this process's copy. Idempotent; others' copies and a unix socket's name live on."""
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
+        """Close this process's copies. Idempotent; others' copies and a unix socket's name live on."""
+        for made in self.sockets:
+            made.close()
+        self.socket = None
+        self.others = {}
 
     def unlink(self) -> None:
         """Remove the unix socket's name, unless somebody has put another one there. For the end of the server. Idempotent."""
@@ -117,10 +183,15 @@ class Bind:
         self._unlink = None
 
 
-def _checked(made: socket.socket) -> socket.socket:
-    if made.type != socket.SOCK_STREAM:
+def key_of(name: str) -> str:
+    """The key of the Bind that has listed a descriptor as ``name`` (``Bind.descriptors``)."""
+    return re.sub(r"^\d+@", "", name)
+
+
+def _checked(made: socket.socket, kind: int) -> socket.socket:
+    if made.type != kind:
         made.detach()  # whatever it is, it is not ours to close
-        raise OSError("the inherited descriptor is not a stream socket")
+        raise OSError(f"the inherited descriptor is not a {'stream' if kind == socket.SOCK_STREAM else 'datagram'} socket")
     return made
 
 
@@ -132,17 +203,20 @@ def _told(given: socket.socket, address: Address) -> Address:
     return replace(address, path=name, fd=None) if isinstance(name, str) and name else address
 
 
-def _tcp(host: str, port: int) -> socket.socket:
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+def _inet(kind: int, host: str, port: int, *, share: bool = False) -> socket.socket:
+    found = socket.getaddrinfo(host or None, port, type=kind, flags=socket.AI_PASSIVE)
     # A name with both families ("localhost") gets the first IPv4 address, which is what uvicorn's workers listen on.
     family, _, _, _, address = next((entry for entry in found if entry[0] == socket.AF_INET), found[0])
-    made = socket.socket(family, socket.SOCK_STREAM)
-    return _bound(made, lambda: _bind_tcp(made, family, address))
+    made = socket.socket(family, kind)
+    return _bound(made, lambda: _bind_inet(made, address, share))
 
 
-def _bind_tcp(made: socket.socket, family: int, address: tuple[object, ...]) -> None:
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6 and hasattr(socket, "IPPROTO_IPV6"):
+def _bind_inet(made: socket.socket, address: tuple[object, ...], share: bool) -> None:
+    if made.type == socket.SOCK_STREAM:  # with datagrams it would let two have the same address
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if share:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if made.family == socket.AF_INET6 and hasattr(socket, "IPPROTO_IPV6"):
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     made.bind(address)
 

@@ -3,30 +3,67 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from laraman.errors import ConfigError
+from laraman.net.accepted import websocket_factory
 from laraman.net.connection import Connection
+from laraman.net.datagrams import Datagram, DatagramServer
+from laraman.net.door import Door
 from laraman.net.request import request_factory
+from laraman.net.tls import Tls
+from laraman.process.naming import resolve
 from laraman.protocols import protocol_named
+from laraman.protocols.framing import Raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from laraman.net.bind import Bind
-    from laraman.net.door import Door
     from laraman.process.worker import Worker
+
+#: Seconds between two looks at the files of TLS.
+LOOK = 1.0
 
 
 class Accepting:
     """What listens for a worker, whose handler has started."""
 
     def __init__(self, worker: Worker, handler: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self.servers: list[asyncio.Server | Door] = []
+        self.servers: list[asyncio.Server | Door | DatagramServer] = []
         self._worker = worker
         self._handler = handler
         self._loop = loop
+        self._tls: Tls | None = None
+        self._looking: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Raises ConfigError for a protocol or a certificate that cannot be had."""
+        if not hasattr(self._handler, "connection"):
+            self._secure()
+        for bind in self._worker.binds:
+            await self._listen(bind)
+
+    def _secure(self) -> None:
+        config = self._worker.config
+        secured = next((bind for bind in self._worker.binds if bind.address.tls), None)
+        if secured is None:
+            return
+        if not config.ssl_certfile and config.ssl_context_factory is None:
+            raise ConfigError(f"worker {self._worker.name!r}: {secured.address} needs a certificate, ssl_certfile")
+        self._tls = Tls(config)
+        self._look()
+
+    def _look(self) -> None:
+        assert self._tls is not None
+        self._looking = self._loop.call_later(LOOK, self._look)
+        self._tls.look()
+
+    # What is made of a connection ------------------------------------------------------------------------------------------------
 
     def _factory(self, bind: Bind) -> Callable[[], Any]:
         worker, handler = self._worker, self._handler
@@ -35,22 +72,44 @@ class Accepting:
             return lambda: make(worker, bind)
         if bind.address.scheme == "request" and worker.protocol is None:
             return request_factory(worker, handler, bind)
-        protocol = protocol_named(bind.address.scheme)
+        if bind.address.scheme == "websocket" and worker.protocol is None:
+            return websocket_factory(worker, handler)
+        protocol = self._protocol(bind)
         return lambda: Connection(protocol(), handler, worker, write_timeout=worker.config.timeout_write)
+
+    def _protocol(self, bind: Bind) -> Callable[[], Any]:
+        """What makes a connection's codec: the declaration's, or the one that the address names."""
+        worker = self._worker
+        if worker.protocol is None:
+            if bind.datagrams:
+                return Datagram
+            named: Callable[..., Any] = protocol_named(bind.address.scheme)
+            return named if worker.max_message is None or named is Raw else partial(named, worker.max_message)
+        protocol: Callable[[], Any] = resolve(worker.protocol, "protocol") if isinstance(worker.protocol, str) else worker.protocol
+        if not callable(protocol) or not all(hasattr(protocol(), method) for method in ("receive_data", "send")):
+            raise ConfigError(f"worker {worker.name!r}: its protocol {worker.protocol!r} makes nothing with receive_data and send")
+        return protocol
 
     def _door(self, bind: Bind) -> Door | None:
         make = getattr(self._handler, "door", None)
-        return None if make is None else make(self._worker, bind, self._factory(bind))
+        if make is not None:
+            made: Door | None = make(self._worker, bind, self._factory(bind))
+            return made
+        if self._tls is None or not bind.address.tls:
+            return None
+        return Door(self._worker, self._factory(bind), tls=self._tls, timeout=self._worker.config.timeout_request_header or math.inf)
 
-    async def start(self) -> None:
-        for bind in self._worker.binds:
-            await self._listen(bind)
+    # Listening -------------------------------------------------------------------------------------------------------------------
 
     async def _listen(self, bind: Bind) -> None:
         assert bind.socket is not None
         # A copy, because the server closes it and the backlog is served after that.
         sock = bind.socket.dup()
         sock.setblocking(False)
+        if bind.datagrams:
+            self.servers.append(datagrams := DatagramServer(self._worker, self._handler, self._protocol(bind)))
+            datagrams.open(sock)
+            return
         if (door := self._door(bind)) is not None:
             door.open(sock)
             self.servers.append(door)
@@ -65,27 +124,38 @@ class Accepting:
         await server.start_serving()
 
     async def stop(self) -> None:
-        """Close the listening sockets. When the whole server stops, first take what the kernel has already accepted in our name."""
+        """Close the listening sockets. Where nobody else will take it, first take what the kernel has already accepted in our name."""
+        if self._looking is not None:
+            self._looking.cancel()
         if isinstance(self._loop, asyncio.SelectorEventLoop):
             # asyncio drops what it has accepted but not yet given a transport when its server is closed: first let it only stop looking.
             for listening in (sock for server in self.servers for sock in server.sockets):
                 self._loop.remove_reader(listening.fileno())
             await self._turns()
         for server in self.servers:
+            if isinstance(server, DatagramServer) and self._worker.stop_reason in ("stop", "scale"):
+                server.drain()
             server.close()
         await self._turns()
         for bind in self._worker.binds if self.servers else ():
-            accepted = _accept_backlog(bind) if self._worker.stop_reason == "stop" else []
-            bind.close()
-            door = self._door(bind) if accepted else None
-            for sock in accepted:
-                if door is not None:
-                    door.take(sock)
-                    continue
-                try:
-                    await self._loop.connect_accepted_socket(self._factory(bind), sock)
-                except OSError:  # its client has given up
-                    sock.close()
+            await self._take_backlog(bind)
+
+    async def _take_backlog(self, bind: Bind) -> None:
+        reason = self._worker.stop_reason
+        alone = reason == "scale" and bind.reuse_port  # this slot's queue has nobody else
+        if alone:
+            bind.turn_away()
+        accepted = _accept_backlog(bind) if (alone or reason == "stop") and not bind.datagrams else []
+        bind.close()
+        door = self._door(bind) if accepted else None
+        for sock in accepted:
+            if door is not None:
+                door.take(sock)
+                continue
+            try:
+                await self._loop.connect_accepted_socket(self._factory(bind), sock)
+            except OSError:  # its client has given up
+                sock.close()
 
     async def _turns(self) -> None:
         """As many turns of the loop as it takes until what it has accepted is among the worker's connections."""

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from laraman.errors import LaramanError
+from laraman.errors import ConfigError, LaramanError
 from laraman.process import daemon, restart
 from laraman.process.control import Control, listen
 from laraman.process.loopless import Loopless
@@ -19,18 +19,33 @@ logger = logging.getLogger("uvicorn.error")
 
 
 def open_binds(master: Master) -> None:
-    """Listen where the workers are to, on what a former image of the master has left where that is the same. Raises BootError."""
+    """Listen where the workers are to, on what a former image of the master has left where that is the same. Raises BootError, and ConfigError for
+    an address that is there twice."""
+    _check_places(master)
     new = [bind for bind in master.binds if bind.key not in master.inherited and bind.fd is None]
     try:
-        for bind in master.binds:
-            bind.backlog = master.config.backlog
-            bind.open(master.inherited.pop(bind.key, None))
+        for worker in master.workers.values():
+            for bind in worker.binds:
+                bind.backlog = master.config.backlog
+                bind.take_over(master.inherited, worker.count)
     except LaramanError:
         for bind in new:  # a restart is refused: nobody would accept there
             bind.close()
             bind.unlink()
         raise
     close_inherited(master)  # what is no longer wanted
+
+
+def _check_places(master: Master) -> None:
+    """The kernel would only say of the second that the address is in use, and where ports are shared nothing at all."""
+    taken: dict[object, str] = {}
+    for name, worker in master.workers.items():
+        for bind in worker.binds:
+            place = bind.place
+            if place is not None and place in taken:
+                whom = f"worker {name!r}" if taken[place] == name else f"worker {name!r} and worker {taken[place]!r}"
+                raise ConfigError(f"{whom}: {bind.where} is there twice")
+            taken[place] = name
 
 
 def close_inherited(master: Master) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laraman.net.bind import Bind
+from laraman.net.bind import Bind, key_of
 from laraman.process import daemon, handover
 from laraman.process.children import Child
 from laraman.process.control import Control
@@ -27,7 +27,9 @@ def execute(master: Master) -> None:
     """Replace this image of the master by a new one. Returns only when that failed; then everything is as before."""
     master.last_roll_error = ""
     state, control = master.state, master.control
-    binds = {**master.inherited, **{bind.key: bind.socket.fileno() for bind in master.binds if bind.socket is not None}}
+    binds = dict(master.inherited)
+    for bind in master.binds:
+        binds |= bind.descriptors()
     children = [child.to_row() for child in master.children.values()]
     table: handover.Table = {
         "children": children,
@@ -81,7 +83,7 @@ def adopt(master: Master, table: handover.Table) -> None:
 
 def end_bind(key: str, descriptor: int) -> None:
     """End what a former image listened on and nobody wants any more, with the name of a unix socket."""
-    bind = Bind(key)
+    bind = Bind(key_of(key))
     bind.open(descriptor)
     bind.close()
     bind.unlink()
@@ -91,13 +93,13 @@ def refuse(master: Master, reason: str) -> None:
     """The new image cannot start as it is configured: want just what runs already, and keep its sockets for the next try."""
     logger.error("The restart failed, the old workers stay: %s", reason)
     master.last_roll_error = reason
-    for bind in master.binds:
-        if bind.key in master.inherited:
-            bind.open(master.inherited.pop(bind.key))
     for name, wanted in master.desired.items():
         running = [process for process in master.processes if process.worker == name and process.live]
         wanted.count = max((process.slot + 1 for process in running), default=0)
         wanted.fall_back(running)
+        for bind in master.workers[name].binds if name in master.workers else ():
+            if bind.key in master.inherited:
+                bind.take_over(master.inherited, wanted.count)
     for name, worker in master.workers.items():
         if worker.template and not master.desired[worker.template].count:
             # Preloading comes with what was refused: there is no template, and whoever dies meanwhile is not to wait for one.

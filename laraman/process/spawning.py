@@ -8,6 +8,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
+from laraman.errors import BootError
 from laraman.process.children import Child, spawn, spawn_from
 from laraman.process.supervisor import Desired, forks
 
@@ -36,8 +37,13 @@ def wanted_of(master: Master, worker: Worker) -> Desired:
 def new_child(master: Master, worker: Worker, slot: int, generation: int, now: float) -> Child:
     """A process of ``worker``. Raises OSError; TimeoutError when its template is hung."""
     selector, on_envelope = master.selector, master.on_envelope
+    for bind in worker.binds:
+        try:
+            bind.open_slot(slot)
+        except BootError as exc:
+            raise OSError(errno.EADDRINUSE, str(exc)) from None
     if not worker.template:
-        leave = partial(_leave, master, worker)
+        leave = partial(_leave, master, worker, slot)
         return spawn(worker, slot, generation, config=master.config, now=now, selector=selector, on_envelope=on_envelope, leave=leave)
     template = template_for(master, worker)
     if template is None:
@@ -58,13 +64,22 @@ def in_short(master: Master, process: Process) -> str:
     return f"--preload: the template of worker {served}" if served else f"Worker {process.worker}:{process.slot}"
 
 
-def _leave(master: Master, worker: Worker) -> None:
+def end_slots(master: Master) -> None:
+    """Before processes of slots that are not wanted any more are told to stop: nothing more is to come for them."""
+    for name, worker in master.workers.items():
+        for bind in worker.binds:
+            bind.end_slots(master.desired[name].count)
+
+
+def _leave(master: Master, worker: Worker, slot: int) -> None:
     """In a new child: close what is the master's or a sibling's. What stayed open would keep a channel or a port alive."""
     for child in master.children.values():
         child.forget()
     for bind in master.binds:
         if bind not in worker.binds:
             bind.close()
+        else:
+            bind.keep_slot(slot)
     if master.control is not None:
         master.control.forget()
     if master.state is not None:

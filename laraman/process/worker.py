@@ -111,6 +111,11 @@ class Worker:
         self.binds = [Bind(text) for text in addresses]
         for bind in self.binds:
             bind.mode, bind.group = self.mode, self.socket_group
+            bind.reuse_port = self._reuses_port(bind)
+        if self._serves_http():
+            # What serves it knows more than this floor does, and reads the application where every other one is named, in the configuration.
+            self.options = {"factory": False, "interface": "auto", **self.options, "app": handler}
+            self.handler = "laraman.asgi.service:Http"
         #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.
         self.template = ""
         #: Whether this is the server's main worker: ``http``, or in a server without one the first of its program.
@@ -145,10 +150,24 @@ class Worker:
     def __repr__(self) -> str:
         return f"<Worker {self.name}{f' {self.slot}' if self.slot >= 0 else ''}>"
 
+    def _reuses_port(self, bind: Bind) -> bool:
+        if self.reuse_port and (bind.address.path or bind.fd is not None):
+            raise ConfigError(f"worker {self.name!r}: reuse_port is for addresses with a port, not for {bind.address}")
+        return self.reuse_port and sys.platform == "linux"  # elsewhere the kernel does not spread connections: one socket is better
+
+    def _serves_http(self) -> bool:
+        """Whether it was declared with addresses of HTTP, and so its handler is an ASGI application."""
+        http = {bind.address.scheme in ("http", "https") for bind in self.binds}
+        if http == {True, False}:
+            raise ConfigError(f"worker {self.name!r}: its handler is http://'s ASGI application; other addresses need a worker of their own")
+        if http == {True} and self.handler is None:
+            raise ConfigError(f"worker {self.name!r}: http:// needs a handler, the ASGI application")
+        return http == {True}
+
     @property
     def reloadable(self) -> bool:
-        """Whether a new process brings in new code: the master has imported everything but what strings name."""
-        return isinstance(self.handler, str)
+        """Whether a new process brings in new code: what strings name, and without a handler the listener modules. The rest is the master's own."""
+        return all(named is None or isinstance(named, str) for named in (self.handler, self.options.get("app")))
 
     @property
     def title(self) -> str:
