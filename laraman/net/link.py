@@ -23,7 +23,6 @@ import random
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +31,16 @@ import anyio
 from laraman import events
 from laraman.errors import Busy, ConfigError, ConnectionClosed, ConnectionLost, IllegalTransition, LinkDown, LocalProtocolError
 from laraman.events import aemit
-from laraman.net.address import parse_address
 from laraman.net.connection import Connection, name_text
 from laraman.net.current import current_worker as current_worker
-from laraman.net.dial import dial
-from laraman.protocols import protocol_named
-from laraman.sandbox.operation import LINK, LINK_MESSAGE
+from laraman.net.outbound import Route
+from laraman.net.session import Kept, KeptWebSocket, Session
+from laraman.protocols.websocket import Ping
+from laraman.sandbox.operation import LINK
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import ssl as tls
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from anyio.abc import TaskStatus
 
@@ -105,8 +105,10 @@ class Link:
     worker; under ``--isolation serial`` it waits for no other, which may be waiting for what the link brings. ``handshake(connection)`` is ``async``
     and talks with ``connection.send`` and ``connection.receive``; the link is UP when it returns, and tries anew when it raises or takes
     longer than ``connect_timeout`` seconds. ``heartbeat`` is a number of seconds and the message to send so often, whatever handlers do.
-    ``timeout`` is the number of seconds without a byte from the peer after which it is taken for dead (None: the kernel's keep-alive decides).
-    ``protocol`` makes the codec of each connection, in place of the one that the URL's scheme names.
+    ``timeout`` is the number of seconds without a byte from the peer after which it is taken for dead (None: the kernel's keep-alive decides);
+    the server of a websocket is asked three times in it, with pings, unless there is a ``heartbeat``.
+    ``protocol`` makes the codec of each connection, in place of the one that the URL's scheme names. ``ssl``, ``proxy``, ``headers``,
+    ``subprotocols``, ``max_message`` and the URLs are those of ``laraman.connect``.
 
     Up to ``queue`` messages wait while the link is not UP or its peer does not read. When there is no room, ``overflow`` decides: "wait" until
     there is, "drop_oldest", or "error" (Busy, or LinkDown when that is the cause). With ``required`` a worker that does
@@ -124,6 +126,11 @@ class Link:
         *,
         name: str | None = None,
         protocol: Callable[[], Protocol] | None = None,
+        ssl: tls.SSLContext | None = None,
+        proxy: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        subprotocols: Sequence[str] = (),
+        max_message: int | None = None,
         on_message: Callable[[Link, Any], Any] | None = None,
         on_up: Callable[[Link], Any] | None = None,
         on_down: Callable[[Link, BaseException | None], Any] | None = None,
@@ -140,7 +147,10 @@ class Link:
             raise ConfigError(f"link {url!r}: overflow is {overflow!r}, not wait, drop_oldest or error")
         if queue < 1 or connect_timeout <= 0 or (timeout is not None and timeout <= 0) or (heartbeat is not None and heartbeat[0] <= 0):
             raise ConfigError(f"link {url!r}: queue, connect_timeout, timeout and the heartbeat's seconds must be positive")
-        self.address = parse_address(url)
+        self._route = Route(url, protocol, ssl, proxy, headers, subprotocols, max_message)
+        self.address = self._route.address
+        if heartbeat is None and timeout is not None and self._route.websocket:
+            heartbeat = (timeout / 3, Ping())
         self.name = name or str(self.address)
         self.on_message = on_message
         self.on_up = on_up
@@ -153,7 +163,6 @@ class Link:
         #: Messages that "drop_oldest" has dropped.
         self.dropped = 0
         self.worker: Any = None
-        self._protocol = protocol or protocol_named(self.address.scheme)
         self._handshake = handshake
         self._heartbeat = heartbeat
         self._timeout = timeout
@@ -295,10 +304,10 @@ class Link:
     async def _live_once(self) -> None:
         """Dial, greet, stay. Ends with an exception: the one that says why the link is down."""
         self._step(State.DIALING)
-        session = _Session(self)
+        session = Session(self, self._previous)
         try:
-            make = partial(_Dialled, self._protocol(), session, None, "out")
-            connection = await dial(self.address, make, self._connect_timeout)
+            kind = KeptWebSocket if self._route.websocket else Kept
+            connection = await self._route.dial(lambda codec: kind(codec, session, None, "out"), self._connect_timeout)
             self._step(State.HANDSHAKE)
             self._connection = connection
             await self._greet(connection)
@@ -328,7 +337,7 @@ class Link:
         if connection.error is not None:
             raise connection.error
 
-    async def _stay(self, connection: Connection, session: _Session) -> None:
+    async def _stay(self, connection: Connection, session: Session) -> None:
         begun = asyncio.get_running_loop().time()
         async with anyio.create_task_group() as group:
             group.start_soon(self._pump, connection)
@@ -467,7 +476,7 @@ class Link:
             "worker": "" if worker is None else worker.name,
             "slot": None if worker is None else worker.slot,
             "direction": "out",
-            "protocol": self.address.scheme,
+            "protocol": self.address.scheme + ("+tls" if self.address.tls else ""),
             "local": "" if connection is None else name_text(connection.local),
             "peer": self.address.path or name_text((self.address.host, self.address.port)),
             "state": str(self.state),
@@ -482,46 +491,6 @@ class Link:
             "failures": self.failures,
             "error": None if self.error is None else str(self.error) or type(self.error).__name__,
         }
-
-
-class _Session:
-    """The handler of one connection of a link: holds its messages back until the link is UP, and hands them over in order."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self._previous = link._previous
-        self.greeted = asyncio.Event()
-
-    async def on_connect(self, connection: Connection) -> None:
-        await self.greeted.wait()
-        if self._previous is not None:
-            try:
-                await self._previous.wait_idle()
-            except asyncio.CancelledError:  # the link ends, and with it what all of its connections have brought
-                self._previous.cancel()
-                raise
-        if self.link.operates:
-            connection.operates_for = self.link.worker  # only now: waiting was none of its operations
-
-    @property
-    def on_message(self) -> Callable[[Connection, Any], Any] | None:
-        return None if self.link.on_message is None else self._receive
-
-    def _receive(self, connection: Connection, message: Any) -> Any:
-        assert self.link.on_message is not None
-        return self.link.on_message(self.link, message)
-
-
-class _Dialled(Connection):
-    """A connection of a link: what a handler raises does not end it."""
-
-    __slots__ = ()
-
-    message_kind = LINK_MESSAGE
-
-    def _failed(self, hook: str, exc: BaseException) -> None:
-        link = self.handler.link
-        logger.error("Link %s: %r raised", link.name, link.on_message, exc_info=exc)
 
 
 #: ``laraman.link(...)`` reads better where one is declared.
