@@ -2,6 +2,8 @@
 
     reply = call("/run/app.sock", {"op": "broadcast", "text": "closing time"})
 
+    python ipc_client.py /run/app.sock '{"op": "broadcast", "text": "closing time"}' 5      # the same from a shell; 5 are the seconds
+
 A request is a 4-byte big-endian length and so many bytes of JSON; so is the reply. The other side is a ``request+unix://`` worker of laraman, or
 EasySwoole's unix process. Nothing but Python's own library is needed: this file can be copied into any program as it is (MIT).
 
@@ -19,7 +21,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
+import sys
 import time
 from typing import Any
 
@@ -178,3 +182,24 @@ def _decoded(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         return body
+
+
+def main(arguments: list[str]) -> int:
+    """What the shell said is sent as it is, and the reply printed. 0: there is one; 1: there is none; 2: this was called in a wrong way."""
+    try:
+        path, body = arguments[:2]
+        [timeout] = map(float, arguments[2:] or ["5"])
+    except ValueError:
+        print("usage: ipc_client.py SOCKET REQUEST [SECONDS]", file=sys.stderr)
+        return 2
+    try:
+        reply = call(path, os.fsencode(body), timeout)
+    except CallError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    print(os.fsdecode(reply) if isinstance(reply, bytes) else json.dumps(reply, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

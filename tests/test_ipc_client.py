@@ -177,3 +177,18 @@ def test_the_file_alone_is_enough(listening: Any, tmp_path: Path) -> None:
     with listening(lambda sock: sock.sendall(framed(json.dumps([json.loads(read(sock))]).encode()))) as path:
         result = subprocess.run([sys.executable, "-c", code, path], cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert (result.returncode, result.stdout, result.stderr) == (0, "[{'n': 1}] False False\n", "")
+
+
+def test_from_a_shell(listening: Any) -> None:
+    def ask(*arguments: str) -> tuple[int, str, str]:
+        result = subprocess.run([sys.executable, ipc_client.__file__, *arguments], capture_output=True, text=True, timeout=30)
+        return result.returncode, result.stdout, result.stderr
+
+    with listening(lambda sock: sock.sendall(framed(read(sock)))) as path:
+        assert ask(path, '{"text": "长度"}', "20") == (0, '{"text": "长度"}\n', "")
+        assert ask(path, "my name is siam") == (0, "my name is siam\n", "")
+    assert ask("none.sock", "1") == (1, "", "none.sock: No such file or directory\n")
+    for wrong in ((), ("a",), ("a", "b", "c"), ("a", "b", "1", "2")):
+        code, out, error = ask(*wrong)
+        assert (code, out) == (2, "")
+        assert error.startswith("usage: ")

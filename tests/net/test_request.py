@@ -206,7 +206,8 @@ async def test_a_handler_that_raises_is_told_by_its_type_alone(answering: Any, c
         await asyncio.sleep(0)
         raise KeyError("the password is 1234")
 
-    clumsy = types.SimpleNamespace(on_message=secret, on_error=secret, on_close=lambda connection: secret(connection, None))  # whose faults have faults
+    # whose faults have faults
+    clumsy = types.SimpleNamespace(on_message=secret, on_error=secret, on_close=lambda connection: secret(connection, None))
     for handler in (secret, secret_later, clumsy):
         for options in ({}, {"timeout_keep_alive": 30.0}):
             caplog.clear()
