@@ -39,7 +39,7 @@ class AcceptedWebSocket(WebSocketConnection):
     __slots__ = ("_config", "_heard", "_timer", "upgrade")
 
     def __init__(self, protocol: WebSocketServer, handler: Any, worker: Any) -> None:
-        super().__init__(protocol, _Opening(handler), worker, write_timeout=worker.config.timeout_write)
+        super().__init__(protocol, _Opening(handler), worker, write_timeout=worker.config.timeout_write, write_buffer=worker.write_buffer)
         self.upgrade: Upgrade | None = None
         self._config = worker.config
         self._timer: asyncio.TimerHandle | None = None  # of the opening, then of the pings

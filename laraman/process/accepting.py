@@ -74,8 +74,8 @@ class Accepting:
             return request_factory(worker, handler, bind)
         if bind.address.scheme == "websocket" and worker.protocol is None:
             return websocket_factory(worker, handler)
-        protocol = self._protocol(bind)
-        return lambda: Connection(protocol(), handler, worker, write_timeout=worker.config.timeout_write)
+        protocol, patience, buffer = self._protocol(bind), worker.config.timeout_write, worker.write_buffer
+        return lambda: Connection(protocol(), handler, worker, write_timeout=patience, write_buffer=buffer)
 
     def _protocol(self, bind: Bind) -> Callable[[], Any]:
         """What makes a connection's codec: the declaration's, or the one that the address names."""
