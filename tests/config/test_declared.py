@@ -95,7 +95,7 @@ def test_the_tables_have_no_other_name(place: Path) -> None:
         load(place, "[tool.laraman]\ndeclared = ['x']\n")
 
 
-@pytest.mark.parametrize(("cli", "says"), [({"user": "nobodys"}, "there is no user 'nobodys'"), ({"group": "no-such"}, "there is no group 'no-such'")])
+@pytest.mark.parametrize(("cli", "says"), [({"user": "nobodys"}, "no user 'nobodys'"), ({"group": "no-such"}, "there is no group 'no-such'")])
 def test_nobody_knows_that_user(cli: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Config.load(cli, {}, None)
