@@ -134,11 +134,11 @@ class RequestConnection(Connection):
 
     # Its time --------------------------------------------------------------------------------------------------------------------
 
-    def _receive(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         if self.handler is None:
             self._turn_away()
         else:
-            super()._receive(data)
+            super().data_received(data)
         self._watch()
 
     def _watch(self) -> None:
