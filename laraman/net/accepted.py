@@ -70,7 +70,8 @@ class AcceptedWebSocket(WebSocketConnection):
         self._ping_later()
         try:
             result = handler.on_connect(self) if hasattr(handler, "on_connect") else None
-            self._receive(early)  # what comes now waits until we are through
+            self.bytes_in -= len(early)
+            self.data_received(early)  # its messages wait until we are through
             if isawaitable(result):
                 await result
         except Exception as exc:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from typing import Any
 
-from laraman.errors import ConnectionClosed, ConnectionLost, LocalProtocolError
+from laraman.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import CLOSING, Connection
 from laraman.protocols.websocket import Close
-
-logger = logging.getLogger("uvicorn.error")
 
 #: Seconds that the peer gets to answer a close.
 CLOSE_WAIT = 2.0
@@ -59,19 +56,19 @@ class WebSocketConnection(Connection):
             self._pending.append(message)
 
     def _closed_by_peer(self, close: Close) -> None:
-        faulty = self.protocol.faulty
-        if self.error is None:
-            self.error = _reason(close, faulty)
-            self.close_code, self.close_reason = close.code, close.reason
-            self.state = CLOSING
-            if faulty:
-                logger.warning("%s: %s", self, self.error)
-        if self.transport is not None:
-            if faulty:
-                self._half_close()
-            else:
-                self.transport.close()
-            self._watch_writing()
+        if self.error is not None:
+            return
+        self.close_reason = close.reason
+        what = f"{close.code} {close.reason}".rstrip()
+        if self.protocol.faulty:
+            waiting = self._pending
+            self._refuse(RemoteProtocolError(what, close_code=close.code))
+            self._pending = waiting
+            return
+        self.error = ConnectionLost(f"the peer has closed the websocket: {what}")
+        self.close_code, self.state = close.code, CLOSING
+        self.transport.close()
+        self._watch_writing()
 
     def _half_close(self) -> None:
         """Send no more, but read: a close with unread input would be a reset, which discards what was sent last."""
@@ -90,6 +87,9 @@ class WebSocketConnection(Connection):
 
     def _hang_up(self) -> None:
         protocol = self.protocol
+        if protocol.faulty:
+            self._half_close()
+            return
         with contextlib.suppress(LocalProtocolError):  # it is not open yet, or the code is none that may be sent
             if not protocol.close_sent:
                 data = protocol.send(Close(self.close_code, self.close_reason))
@@ -128,10 +128,3 @@ class WebSocketConnection(Connection):
             self.error.__cause__ = exc
             self.close_code = 1006
         super().connection_lost(exc)
-
-
-def _reason(close: Close, faulty: bool) -> ConnectionClosed | ConnectionLost:
-    what = f"{close.code} {close.reason}".rstrip()
-    if faulty:
-        return ConnectionClosed(f"closed because of what the peer sent: {what}")
-    return ConnectionLost(f"the peer has closed the websocket: {what}")
