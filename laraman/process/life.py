@@ -16,12 +16,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from laraman.errors import BootError
+from laraman.errors import BootError, ConfigError
 from laraman.events import WorkerStarted, WorkerStarting, WorkerStopping, aemit
 from laraman.net.link import current_worker
 from laraman.process.accepting import Accepting
@@ -269,4 +270,11 @@ def load_handler(handler: Any, schemes: Set[str] = frozenset()) -> Any:
         handler = resolve(handler, "handler")
     if inspect.isroutine(handler) and schemes & _HANDLED_BY_FUNCTIONS:
         return handler
-    return handler() if inspect.isclass(handler) or inspect.isroutine(handler) else handler
+    if not (inspect.isclass(handler) or inspect.isroutine(handler)):
+        return handler
+    with suppress(ValueError):  # compiled, without a signature
+        try:
+            inspect.signature(handler).bind()
+        except TypeError as exc:
+            raise ConfigError(f"handler {handler.__module__}:{handler.__qualname__} is called without arguments: {exc}") from None
+    return handler()

@@ -66,9 +66,9 @@ def in_short(master: Master, process: Process) -> str:
 
 def end_slots(master: Master) -> None:
     """Before processes of slots that are not wanted any more are told to stop: nothing more is to come for them."""
-    for name, worker in master.workers.items():
-        for bind in worker.binds:
-            bind.end_slots(master.desired[name].count)
+    for name, wanted in master.desired.items():  # none yet where the start fails
+        for bind in master.workers[name].binds if name in master.workers else ():
+            bind.end_slots(wanted.count)
 
 
 def _leave(master: Master, worker: Worker, slot: int) -> None:

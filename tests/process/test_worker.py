@@ -231,11 +231,42 @@ def test_declarations_that_cannot_be(arguments: tuple[Any, ...], options: dict[s
         Worker(*arguments, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"handlr": "x:y"}, "worker 'w' has no option 'handlr'; did you mean 'handler'?"),
+        ({"timeout_writ": 1}, "worker 'w' has no option 'timeout_writ'; did you mean 'timeout_write'?"),
+        ({"backlog": 1}, "worker 'w' cannot have 'backlog', which is the whole server's"),
+        ({"count": "two"}, "worker 'w': count: 'two' is neither a whole number nor 'auto' nor 'auto*N'"),
+        ({"max_connections": 0}, "worker 'w': max_connections: 0 is less than 1"),
+        ({"mode": "rw"}, "worker 'w': mode: 'rw' is not of the form 0660"),
+        ({"isolation": "both"}, "worker 'w': isolation: 'both' is not one of concurrent, serial"),
+        ({"user": "nobody-at-all"}, "worker 'w': user: there is no user 'nobody-at-all'"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Worker("w", **options)
+    assert str(caught.value) == says
+
+
+def test_options_are_this_worker_s_only() -> None:
+    config = Config()
+    worker = Worker("w", count="auto", max_message="1MB", timeout_write="3", loop="asyncio")  # type: ignore[arg-type]
+    own = worker.configured(config)
+    assert (own.timeout_write, own.loop, worker.max_message) == (3.0, "asyncio", 2**20)
+    assert replace(own, timeout_write=config.timeout_write, loop=config.loop) == config
+    assert worker.count >= 1
+    assert Worker("w").configured(config) is config
+
+
 def test_a_declaration() -> None:
     worker = Worker("ticker", ["frame://127.0.0.1:9100", "unix:/run/x"], count=2, handler="package.module:Attribute", stop_timeout=3)
     assert [str(bind.address) for bind in worker.binds] == ["frame://127.0.0.1:9100", "tcp+unix:///run/x"]
     assert worker.reloadable
     assert not Worker("ticker", handler=Handler).reloadable
+    assert Worker("listening").reloadable, "its code is in listener modules"
+    assert (Worker("http").main, worker.main) == (True, False)
     assert (repr(worker), worker.count, worker.stop_timeout) == ("<Worker ticker>", 2, 3)
     worker.slot = 1
     assert worker.title == "laraman: ticker 1 frame://127.0.0.1:9100 tcp+unix:///run/x"
@@ -654,6 +685,8 @@ def test_a_boot_that_fails(start: Callable[..., Boss], diary: Diary, told: Calla
         (None, "nonsense", "handler 'nonsense' is not of the form module:attribute"),
         (None, "no_such_module:A", "handler 'no_such_module:A': there is no module 'no_such_module'"),
         (None, "laraman.errors:Nothing", "has no attribute 'Nothing'"),
+        (None, "laraman.errors:ConfigErorr", "did you mean 'ConfigError'?"),
+        (None, "json:dumps", "handler json:dumps is called without arguments: missing a required argument: 'obj'"),
         ("gopher://127.0.0.1:0", None, "no protocol is called 'gopher'"),
     ],
 )
