@@ -1,0 +1,190 @@
+"""The pages in docs/ tell the truth: their links lead somewhere and their code runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import make_server
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.conftest import DEADLINE, clean_environment, find_tool, free_ports, wait_until
+from tests.e2e.tools import read_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Server
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+class Page:
+    def __init__(self, name: str) -> None:
+        self.text = (ROOT / "docs" / name).read_text()
+
+    def blocks(self, language: str) -> list[str]:
+        return re.findall(rf"^```{language}\n(.*?)^```", self.text, re.MULTILINE | re.DOTALL)
+
+    def block(self, language: str, part: str) -> str:
+        """The one in which this occurs."""
+        [block] = [block for block in self.blocks(language) if part in block]
+        return block
+
+    def file(self, name: str) -> dict[str, str]:
+        """The block that begins with this file's name, for the fixture ``server``."""
+        [block] = [block for block in self.blocks("python") if block.startswith(f"# {name}")]
+        return {name: block}
+
+
+def run(directory: Path, *command: str) -> str:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, timeout=DEADLINE)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", path.read_text()) if "://" not in target]
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_tables_have_as_many_cells_in_each_row(path: Path) -> None:
+    rows = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    tables = "\n".join(line if line.startswith("|") else "" for line in path.read_text().splitlines()).split("\n\n")
+    assert rows
+    for table in filter(str.strip, tables):
+        assert len({line.replace(r"\|", "").count("|") for line in table.strip().splitlines()}) == 1, table
+
+
+def test_the_request_process(server: Callable[..., Server]) -> None:
+    page = Page("request-process.md")
+    files = page.file("resident.py")
+    files["resident.py"] += '\nworkers.append(Worker("many", "request+unix://many.sock", handler="resident:handle", timeout_keep_alive=30))\n'
+    directory = server("resident:workers", files=files).directory
+    run(directory, sys.executable, "-c", page.block("python", "reply = call("))
+    run(directory, sys.executable, "-c", page.block("python", "with Client("))
+    ask, pipe = page.block("sh", "printf").splitlines()
+    assert run(directory, "sh", "-c", ask.replace("python", sys.executable, 1)) == '{"res": "ok", "sum": 6}\n'
+    find_tool("socat")
+    assert run(directory, "sh", "-c", pipe).endswith('{"res":"ok","msg":"长度相同"}')
+    shutil.copy(ROOT / "app_example/php/laraman.php", directory)
+    (directory / "ask.php").write_text(page.block("php", "laraman_call"))
+    assert run(directory, find_tool("php", "php-cli"), "ask.php") == "6\n"
+
+
+def test_a_synchronous_application_reaches_browsers(server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page("request-process.md")
+    listen, worker, task = (f"127.0.0.1:{port}" for port in free_ports(3))
+    environ = {"LARAMAN_GATEWAY_WORKER_ADDR": worker, "LARAMAN_GATEWAY_TASK_ADDR": task}
+    web = "async def app(scope, receive, send): ..."
+    files = {**page.file("desk.py"), "pyproject.toml": page.block("toml", "desk"), "web.py": web}
+    running = server("--gateway", listen, files=files, environ=environ)
+    monkeypatch.chdir(running.directory)
+    names: dict[str, object] = {"__name__": "shop"}
+    exec(page.file("shop.py")["shop.py"], names)
+    with make_server("127.0.0.1", 0, names["app"]) as flask, connect(f"ws://{listen}/", proxy=None) as browser:  # type: ignore[arg-type]
+        thread = threading.Thread(target=flask.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{flask.server_port}/orders"
+            answer = httpx.post(url, json={"item": "the last cake"}, timeout=DEADLINE)
+            assert (answer.status_code, answer.json()) == (201, {"told": 1})
+            assert browser.recv(timeout=DEADLINE) == "the last cake is gone"
+            assert running.stop() == 0
+            assert httpx.post(url, json={"item": "the last cake"}, timeout=DEADLINE).json() == {"told": 0}
+        finally:
+            flask.shutdown()
+            thread.join(DEADLINE)
+
+
+@pytest.fixture(scope="module")
+def workers_page() -> Page:
+    return Page("workers.md")
+
+
+def speak(port: int, *lines: str) -> list[str]:
+    """Each line's answer."""
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock, sock.makefile("rw") as file:
+        answers = []
+        for line in lines:
+            file.write(f"{line}\n")
+            file.flush()
+            answers.append(file.readline().removesuffix("\n"))
+        return answers
+
+
+def test_the_programs_of_workers(server: Callable[..., Server], workers_page: Page) -> None:
+    names = ("room", "door", "semicolons", "relay")
+    ports = dict(zip(("7001", "7003", "7004", "7005"), free_ports(4), strict=True))
+    files = {}
+    for name in names:
+        for file, code in workers_page.file(f"{name}.py").items():
+            files[file] = re.sub(r"\b700\d\b", lambda found: str(ports[found[0]]), code)
+    together = "".join(f"import {name}\n" for name in names) + f"workers = [*{'.workers, *'.join(names)}.workers]\n"
+    running = server("together:workers", "--interface", "workers", files={**files, "together.py": together})
+    room, door, semicolons, relay = ports.values()
+
+    with (
+        socket.create_connection(("127.0.0.1", room), DEADLINE) as ada,
+        socket.create_connection(("127.0.0.1", relay), DEADLINE) as bob,  # comes through the relay, to the same room
+        ada.makefile("r") as heard,
+    ):
+        wait_until(lambda: sum(row["worker"] == "room" for row in running.connections()) == 2, what="two in the room")
+        bob.sendall(b"good evening\n")
+        assert re.fullmatch(r"guest \d+: good evening\n", heard.readline())
+    with connect(f"ws://127.0.0.1:{door}/hall?key=sesame", proxy=None) as guest:
+        guest.send("hello")
+        assert guest.recv(timeout=DEADLINE) == "/hall hello"
+    with pytest.raises(InvalidStatus) as refused, connect(f"ws://127.0.0.1:{door}/hall?key=wrong", proxy=None):
+        pass
+    assert refused.value.response.status_code == 403
+    with socket.create_connection(("127.0.0.1", semicolons), DEADLINE) as sock:
+        sock.sendall(b"one;three;")
+        assert read_until(sock, b"3;5;") == b"3;5;"
+        sock.sendall(b"x" * 2000)
+        assert sock.recv(1) == b""
+    assert running.stop() == 0
+    assert "Traceback" not in running.output
+
+
+def test_a_program_that_starts_itself(tmp_path: Path, free_port: int, workers_page: Page) -> None:
+    code = workers_page.file("greeting.py")["greeting.py"].replace("7002", str(free_port))
+    (tmp_path / "greeting.py").write_text(code)
+    process = subprocess.Popen([sys.executable, "greeting.py"], cwd=tmp_path, env=clean_environment({}), stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: listens(free_port), what="the program")
+        assert speak(free_port, "world", "again") == ["Hello, world!", "Hello, again!"]
+    finally:
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_other_ways_to_declare_one(server: Callable[..., Server], workers_page: Page, free_port: int) -> None:
+    room = workers_page.file("room.py")
+    web = "async def app(scope, receive, send): ..."
+    listener = workers_page.block("python", "def add_room").replace("7001", str(free_port))
+    running = server("web:app", "--listener", "rooms", files={**room, "web.py": web, "rooms.py": listener})
+    assert [row["state"] for row in running.processes("room")] == ["ready"]
+    assert running.stop() == 0
+    table = workers_page.block("toml", "workers.room").replace("7001", str(free_port))
+    running = server("web:app", files={**room, "web.py": web, "pyproject.toml": table})
+    assert [row["state"] for row in running.processes("room")] == ["ready"]
