@@ -81,10 +81,7 @@ class Handling(Sending):
         operation = Operation(self.message_kind, message)
         context = sandbox.context(operation)
         try:
-            if self._wrapper is None:
-                result = context.run(function, self, message)
-            else:
-                result = self._wrapper(operation, function, self, message)
+            result = context.run(function, self, message) if self._wrapper is None else self._wrapper(operation, function, self, message)
         except Exception as exc:
             result = None
             self._failed("on_message", exc)

@@ -35,8 +35,10 @@ class Text:
 
     def receive_data(self, data: bytes) -> list[str]:
         buffer = self._buffer
-        if not buffer and data.find(b"\n") == len(data) - 1 and data:  # mostly a read is one line: then nothing is copied
-            return [self._decode(data[:-1])]
+        if not buffer:
+            line, end, rest = data.partition(b"\n")
+            if end and not rest:  # mostly a read is one line
+                return [self._decode(line)]
         buffer += data
         # Search only what is new, or a long line fed in small pieces costs quadratic time.
         end = buffer.rfind(b"\n", self._searched)
