@@ -1,4 +1,5 @@
-"""Doors: what accepts connections with which something has to happen before their first byte, the header of a proxy or the handshake of TLS.
+"""Doors: what accepts connections with which something has to happen before their first byte, the header of a proxy or the handshake of TLS, and
+those of a worker that takes only so many.
 
 The loop's own servers do TLS too, but nobody hears of a handshake that is under way, so a worker that stops would cut it off; and they read what
 comes, but the bytes behind a PROXY header belong to the handshake.
@@ -41,6 +42,7 @@ class Door:
 
     ``worker`` is whose ``connections`` those under way are among. With ``trusted`` every connection begins with a PROXY header, and who is not in it
     is turned away: whoever could come past the proxy could be anybody. ``timeout`` is in seconds, from the acceptance to the end of the handshake.
+    While the worker has ``places`` and none is free nothing is accepted: others wait in the kernel's queue.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Door:
         tls: Tls | None = None,
         trusted: Container[str | None] | None = None,
         timeout: float = math.inf,
+        places: Places | None = None,
     ) -> None:
         self.worker = worker
         self.factory = factory
         self.tls = tls
         self.trusted = trusted
         self.timeout = timeout
+        self.places = places
         self.loop = asyncio.get_running_loop()
         #: Who has been accepted and is not let in yet.
         self.arrivals: set[Arrival] = set()
@@ -72,12 +76,14 @@ class Door:
     def open(self, listening: socket.socket) -> None:
         """Begin to accept on this socket, which then belongs to the door."""
         self._socket = listening
-        self._resume()
+        self.resume()
 
     def close(self) -> None:
         """Accept no more. What is under way goes on."""
         if self._pause is not None:
             self._pause.cancel()
+        if self.places is not None:
+            self.places.waiting.discard(self)
         if self._socket is not None:
             self.loop.remove_reader(self._socket.fileno())
             self._socket.close()
@@ -87,7 +93,8 @@ class Door:
         """Let this accepted socket in; it then belongs to the door."""
         Arrival(self, sock)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Accept again."""
         assert self._socket is not None
         self._pause = None
         self.loop.add_reader(self._socket.fileno(), self._accept)
@@ -95,6 +102,10 @@ class Door:
     def _accept(self) -> None:
         assert self._socket is not None
         for _ in range(AT_ONCE):
+            if self.places is not None and not self.places.free:
+                self.loop.remove_reader(self._socket.fileno())
+                self.places.waiting.add(self)
+                return
             try:
                 sock, _ = self._socket.accept()
             except (BlockingIOError, InterruptedError):
@@ -103,7 +114,7 @@ class Door:
                 if exc.errno in _EXHAUSTED:
                     logger.error("Nothing is accepted for %g s: %s", PAUSE, exc.strerror)
                     self.loop.remove_reader(self._socket.fileno())
-                    self._pause = self.loop.call_later(PAUSE, self._resume)
+                    self._pause = self.loop.call_later(PAUSE, self.resume)
                     return
                 continue  # that client has given up
             sock.setblocking(False)
@@ -115,6 +126,26 @@ class Door:
         level = logging.WARNING if expected and not self._warned else logging.DEBUG
         self._warned = self._warned or expected
         logger.log(level, "The connection from %s was refused: %s", name_text(peer) or "a unix socket", reason)
+
+
+class Places(set[Any]):
+    """The connections of a worker that takes at most ``count``; ``waiting`` are the doors that are to accept again when one is gone."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.waiting: set[Door] = set()
+
+    @property
+    def free(self) -> int:
+        return max(0, self.count - len(self))
+
+    def discard(self, connection: Any) -> None:
+        super().discard(connection)
+        if self.waiting and self.free:
+            waiting, self.waiting = self.waiting, set()
+            for door in waiting:
+                door.resume()
 
 
 class Arrival:

@@ -6,19 +6,18 @@ import asyncio
 import math
 import socket
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from laraman.config.options import did_you_mean
 from laraman.errors import ConfigError
 from laraman.net.accepted import websocket_factory
 from laraman.net.connection import Connection
 from laraman.net.datagrams import Datagram, DatagramServer
-from laraman.net.door import Door
+from laraman.net.door import Door, Places
 from laraman.net.request import request_factory
 from laraman.net.tls import Tls
 from laraman.process.naming import resolve
-from laraman.protocols import protocol_named
-from laraman.protocols.framing import Raw
+from laraman.protocols import PROTOCOLS, protocol_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +38,15 @@ class Accepting:
         self._handler = handler
         self._loop = loop
         self._tls: Tls | None = None
+        self._places: Places | None = None
         self._looking: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Raises ConfigError for a protocol or a certificate that cannot be had."""
         if not hasattr(self._handler, "connection"):
             self._secure()
+        if self._worker.max_connections is not None:
+            self._places = self._worker.connections = Places(self._worker.max_connections)
         for bind in self._worker.binds:
             await self._listen(bind)
 
@@ -81,23 +83,32 @@ class Accepting:
         """What makes a connection's codec: the declaration's, or the one that the address names."""
         worker = self._worker
         if worker.protocol is None:
-            if bind.datagrams:
-                return Datagram
-            named: Callable[..., Any] = protocol_named(bind.address.scheme)
-            return named if worker.max_message is None or named is Raw else partial(named, worker.max_message)
+            return Datagram if bind.datagrams else self._named(bind)
         protocol: Callable[[], Any] = resolve(worker.protocol, "protocol") if isinstance(worker.protocol, str) else worker.protocol
         if not callable(protocol) or not all(hasattr(protocol(), method) for method in ("receive_data", "send")):
             raise ConfigError(f"worker {worker.name!r}: its protocol {worker.protocol!r} makes nothing with receive_data and send")
         return protocol
+
+    def _named(self, bind: Bind) -> Callable[[], Any]:
+        scheme = bind.address.scheme
+        if scheme not in PROTOCOLS:
+            known = [*PROTOCOLS, "websocket", "http"]
+            hint = did_you_mean(scheme, known) or f"; there are {', '.join(sorted(known))}"
+            if scheme == "ws":
+                hint = "; where one listens it is websocket://"
+            raise ConfigError(f"worker {self._worker.name!r}: {bind.address}: there is no protocol {scheme!r}{hint}")
+        return protocol_named(scheme, self._worker.max_message)
 
     def _door(self, bind: Bind) -> Door | None:
         make = getattr(self._handler, "door", None)
         if make is not None:
             made: Door | None = make(self._worker, bind, self._factory(bind))
             return made
-        if self._tls is None or not bind.address.tls:
+        tls = self._tls if bind.address.tls else None
+        if tls is None and self._places is None:
             return None
-        return Door(self._worker, self._factory(bind), tls=self._tls, timeout=self._worker.config.timeout_request_header or math.inf)
+        patience = self._worker.config.timeout_request_header or math.inf
+        return Door(self._worker, self._factory(bind), tls=tls, timeout=patience, places=self._places)
 
     # Listening -------------------------------------------------------------------------------------------------------------------
 
@@ -145,7 +156,8 @@ class Accepting:
         alone = reason == "scale" and bind.reuse_port  # this slot's queue has nobody else
         if alone:
             bind.turn_away()
-        accepted = _accept_backlog(bind) if (alone or reason == "stop") and not bind.datagrams else []
+        room = bind.backlog if self._places is None else self._places.free
+        accepted = _accept_backlog(bind, room) if (alone or reason == "stop") and not bind.datagrams else []
         bind.close()
         door = self._door(bind) if accepted else None
         for sock in accepted:
@@ -163,11 +175,11 @@ class Accepting:
             await asyncio.sleep(0)
 
 
-def _accept_backlog(bind: Bind) -> list[socket.socket]:
-    """Everything in the kernel's queue, but no more than fits into it: under load it fills as fast as it is emptied."""
+def _accept_backlog(bind: Bind, room: int) -> list[socket.socket]:
+    """What is in the kernel's queue, but no more than ``room``, at most what fits into it: under load it fills as fast as it is emptied."""
     accepted: list[socket.socket] = []
     assert bind.socket is not None
-    while len(accepted) < bind.backlog:
+    while len(accepted) < room:
         try:
             sock, _ = bind.socket.accept()
         except ConnectionAbortedError:

@@ -36,8 +36,8 @@ class Text:
     def receive_data(self, data: bytes) -> list[str]:
         buffer = self._buffer
         if not buffer:
-            line, end, rest = data.partition(b"\n")
-            if end and not rest:  # mostly a read is one line
+            line, feed, rest = data.partition(b"\n")
+            if feed and not rest:  # mostly a read is one line
                 return [self._decode(line)]
         buffer += data
         # Search only what is new, or a long line fed in small pieces costs quadratic time.

@@ -280,6 +280,6 @@ async def test_without_descriptors_accepting_pauses_and_goes_on(monkeypatch: pyt
             assert listening.asked == 1, "it would be asked in each turn of the loop"
             assert door._pause is not None
             door._pause.cancel()
-            door._resume()  # when the pause is over
+            door.resume()  # when the pause is over
             assert await entered.ask(LINE + b"hello") == b"('192.0.2.7', 56324)\nhello"
     assert [record.getMessage() for record in caplog.records] == ["Nothing is accepted for 1000 s: Too many open files"]
