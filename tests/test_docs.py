@@ -17,6 +17,7 @@ import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.sync.server import ServerConnection, serve
 
 from tests.conftest import DEADLINE, clean_environment, find_tool, free_ports, wait_until
 from tests.e2e.tools import read_until
@@ -63,9 +64,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_tables_have_as_many_cells_in_each_row(path: Path) -> None:
-    rows = [line for line in path.read_text().splitlines() if line.startswith("|")]
     tables = "\n".join(line if line.startswith("|") else "" for line in path.read_text().splitlines()).split("\n\n")
-    assert rows
     for table in filter(str.strip, tables):
         assert len({line.replace(r"\|", "").count("|") for line in table.strip().splitlines()}) == 1, table
 
@@ -188,3 +187,37 @@ def test_the_other_ways_to_declare_one(server: Callable[..., Server], workers_pa
     table = workers_page.block("toml", "workers.room").replace("7001", str(free_port))
     running = server("web:app", files={**room, "web.py": web, "pyproject.toml": table})
     assert [row["state"] for row in running.processes("room")] == ["ready"]
+
+
+def test_timers_and_consumers(server: Callable[..., Server], workers_page: Page) -> None:
+    timers = workers_page.file("app.py")
+    for seconds, soon in (("every(60, jitter=5)", "every(0.2)"), ("after(10", "after(0.1")):
+        assert seconds in timers["app.py"]
+        timers["app.py"] = timers["app.py"].replace(seconds, soon)
+    asked = []
+
+    def tell(feed: ServerConnection) -> None:
+        assert feed.request is not None
+        asked.append(feed.request.path)
+        feed.send("7.25")  # and hangs up
+
+    with serve(tell, "127.0.0.1", 0) as peer:
+        thread = threading.Thread(target=peer.serve_forever)
+        thread.start()
+        try:
+            consumer = workers_page.file("feed.py")["feed.py"].replace("7006", str(peer.socket.getsockname()[1]))
+            declared = '[tool.laraman]\nlisteners = ["feed"]\n[tool.laraman.workers.feed]\n'
+            running = server("app:app", "--workers", "2", files={**timers, "feed.py": consumer, "pyproject.toml": declared})
+            for row in running.processes():
+                wait_until(lambda pid=row["pid"]: f"{pid} has refreshed" in running.output, what="a timer")
+            wait_until(lambda: running.output.count("ten seconds") == 2, what="the timers that run once")
+            wait_until(lambda: running.output.count("received 7.25") >= 2, what="a second feed after the first has ended")
+        finally:
+            peer.shutdown()
+            thread.join(DEADLINE)
+    assert set(asked) == {"/prices"}
+    rows = {row["name"] for row in running.connections() if row["direction"] != "in"}
+    assert rows == {"prices"}
+    table = running.cli("status").stdout
+    assert re.search(r"^app\.clean_up +cron 0 3 \* \* \*, once per server +http:0 ", table, re.MULTILINE), table
+    assert "cleaning up" not in running.output
