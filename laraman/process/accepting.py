@@ -113,24 +113,26 @@ class Accepting:
     # Listening -------------------------------------------------------------------------------------------------------------------
 
     async def _listen(self, bind: Bind) -> None:
+        server: DatagramServer | Door | None
+        server = DatagramServer(self._worker, self._handler, self._protocol(bind)) if bind.datagrams else self._door(bind)
+        factory = None if server is not None else self._factory(bind)
         assert bind.socket is not None
         # A copy, because the server closes it and the backlog is served after that.
         sock = bind.socket.dup()
         sock.setblocking(False)
-        if bind.datagrams:
-            self.servers.append(datagrams := DatagramServer(self._worker, self._handler, self._protocol(bind)))
-            datagrams.open(sock)
-            return
-        if (door := self._door(bind)) is not None:
-            door.open(sock)
-            self.servers.append(door)
-            return
-        # Started when it is known: whoever cancels this closes it.
+        if server is not None:
+            server.open(sock)
+            self.servers.append(server)
+        else:
+            await self._serve(sock, factory, bind.backlog)
+
+    async def _serve(self, sock: socket.socket, factory: Any, backlog: int) -> None:
+        """With the loop's own server. It is started when it is known: whoever cancels this closes it."""
         if sock.family == socket.AF_UNIX and not isinstance(self._loop, asyncio.BaseEventLoop):
             options: Any = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-            server = await self._loop.create_unix_server(self._factory(bind), sock=sock, backlog=bind.backlog, start_serving=False, **options)
+            server = await self._loop.create_unix_server(factory, sock=sock, backlog=backlog, start_serving=False, **options)
         else:
-            server = await self._loop.create_server(self._factory(bind), sock=sock, backlog=bind.backlog, start_serving=False)
+            server = await self._loop.create_server(factory, sock=sock, backlog=backlog, start_serving=False)
         self.servers.append(server)
         await server.start_serving()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import stat
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from laraman.errors import BootError, ConfigError
 from laraman.net.address import Address
-from laraman.net.bind import Bind
+from laraman.net.bind import Bind, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,3 +234,100 @@ def test_whoever_gave_us_a_descriptor_goes_on_listening(binds: list[Bind]) -> No
         bind.turn_away()
         bind.close()
         socket.create_connection(listening.getsockname(), 5).close()
+
+
+# A socket for each slot ---------------------------------------------------------------------------------------------------------------
+
+
+def shared(address: str, binds: list[Bind]) -> Bind:
+    bind = Bind(address)
+    bind.reuse_port = True
+    binds.append(bind)
+    bind.open()
+    return bind
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel does not spread connections")
+
+
+@linux
+def test_each_slot_has_a_socket_and_the_kernel_spreads_connections(binds: list[Bind]) -> None:
+    bind = shared("tcp://127.0.0.1:0", binds)
+    for slot in (0, 1, 2, 2):
+        bind.open_slot(slot)
+    assert [made.getsockname()[1] for made in bind.sockets] == [bind.address.port] * 3
+    clients = [socket.create_connection(("127.0.0.1", bind.address.port), 5) for _ in range(60)]
+    found = [0, 0, 0]
+    for slot, made in enumerate(bind.sockets):
+        while select.select([made], [], [], 0)[0]:
+            made.accept()[0].close()
+            found[slot] += 1
+    for client in clients:
+        client.close()
+    assert (sum(found), 0 in found) == (60, False)
+
+
+@linux
+def test_a_process_keeps_its_slot_s_socket_and_the_master_ends_those_that_are_not_wanted(binds: list[Bind]) -> None:
+    bind = shared("udp://127.0.0.1:0", binds)
+    for slot in (1, 2, 3):
+        bind.open_slot(slot)
+    _, one, two, three = bind.sockets
+    bind.end_slots(3)
+    assert (bind.sockets[1:], three.fileno()) == ([one, two], -1)
+    bind.keep_slot(2)
+    assert (bind.socket, bind.others, one.fileno()) == (two, {}, -1)
+    only = shared("udp://127.0.0.1:0", binds)
+    first = only.socket
+    only.keep_slot(0)
+    assert only.sockets == [first]
+
+
+@linux
+def test_a_later_image_finds_the_sockets_of_the_slots(binds: list[Bind]) -> None:
+    first = shared("text+tls://127.0.0.1:0", binds)
+    first.open_slot(1)
+    first.open_slot(2)
+    table = {name: os.dup(descriptor) for name, descriptor in first.descriptors().items()}
+    assert [*table] == [first.key, f"1@{first.key}", f"2@{first.key}"] == ["text://127.0.0.1:0", "1@text://127.0.0.1:0", "2@text://127.0.0.1:0"]
+    assert [key_of(name) for name in table] == [first.key] * 3
+    first.close()
+    second = Bind("text+tls://127.0.0.1:0")
+    second.reuse_port = True
+    binds.append(second)
+    second.take_over(table, 2)
+    assert (second.address, len(second.sockets), [*table]) == (first.address, 2, [f"2@{first.key}"])
+    os.close(table.popitem()[1])
+
+
+@linux
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_an_address_that_another_program_shares_is_refused(binds: list[Bind], scheme: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if scheme == "udp" else socket.SOCK_STREAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        if scheme == "tcp":
+            other.listen()
+        with pytest.raises(BootError, match="Address already in use"):
+            shared(f"{scheme}://127.0.0.1:{other.getsockname()[1]}", binds)
+
+
+def test_datagrams(binds: list[Bind]) -> None:
+    bind = Bind("udp://127.0.0.1:0")
+    binds.append(bind)
+    bind.open()
+    assert bind.socket is not None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"x", ("127.0.0.1", bind.address.port))
+        bind.socket.setblocking(True)
+        bind.socket.settimeout(5)
+        assert bind.socket.recvfrom(10) == (b"x", ("127.0.0.1", client.getsockname()[1]))
+    with pytest.raises(BootError, match=r"^cannot listen on udp://127.0.0.1:\d+: Address already in use$"):
+        Bind(bind.address).open()
+
+
+def test_places(tmp_path: Path) -> None:
+    places = [Bind(f"{address}://127.0.0.1:9").place for address in ("text", "frame+tls", "udp")]
+    assert places == [("tcp", "127.0.0.1", 9), ("tcp", "127.0.0.1", 9), ("udp", "127.0.0.1", 9)]
+    assert Bind(f"unix:{tmp_path}/a/../x").place == Bind(f"frame+unix://{tmp_path}/x").place
+    assert [Bind("text://127.0.0.1:0").place, Bind("fd:3").place] == [None, None]
