@@ -47,4 +47,4 @@ def _user_id(user: str | int) -> int:
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise ConfigError(f"there is no user {user!r}") from None
+        raise ConfigError(f"allow_users: there is no user {user!r}") from None

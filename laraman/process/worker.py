@@ -111,6 +111,8 @@ class Worker:
         self.binds = [Bind(text) for text in addresses]
         for bind in self.binds:
             bind.mode, bind.group = self.mode, self.socket_group
+            if self.allow_users and bind.address.scheme != "request":
+                raise ConfigError(f"worker {name!r}: allow_users is for request+unix://, not for {bind.address}")
             bind.reuse_port = self._reuses_port(bind)
         if self._serves_http():
             # What serves it knows more than this floor does, and reads the application where every other one is named, in the configuration.

@@ -18,6 +18,7 @@ from laraman.ipc_client import call
 from laraman.net import peer
 from laraman.net.address import parse_address
 from laraman.net.request import RequestConnection, request_factory
+from laraman.process.worker import Worker
 from tests.net.serving import DEADLINE, a_worker, until
 
 if TYPE_CHECKING:
@@ -311,7 +312,9 @@ def test_declarations_that_nobody_can_serve() -> None:
 
     with pytest.raises(ConfigError, match=r"worker 'r': its handler is no function and has no on_message, so nobody answers request\+unix:///run/x"):
         request_factory(worker(), object(), bind("request+unix:///run/x"))
-    with pytest.raises(ConfigError, match="there is no user 'nobody-of-this-name'"):
+    with pytest.raises(ConfigError, match="worker 'r': allow_users is for request"):
+        Worker("r", "text+unix:///run/x", allow_users=["root"])
+    with pytest.raises(ConfigError, match="allow_users: there is no user 'nobody-of-this-name'"):
         request_factory(worker(allow_users=["nobody-of-this-name"]), echo, bind("request+unix:///run/x"))
     with pytest.raises(ConfigError, match=r"allow_users is for unix sockets, on Linux, not for request://127\.0\.0\.1:9"):
         request_factory(worker(allow_users=["root"]), echo, bind("request://127.0.0.1:9"))
