@@ -33,14 +33,16 @@ class Pipe:
         if target.error is not None:
             end_as(source, target)
         elif target.writing_paused:
-            return self._send(message)
+            source.pause()  # at once: a message may be a whole read, and many would wait
+            return self._send(source, message)
         else:
             target.send_nowait(message)
         return None
 
-    async def _send(self, message: Any) -> None:
+    async def _send(self, source: Connection, message: Any) -> None:
         with contextlib.suppress(ConnectionClosed, ConnectionLost):  # then the source is about to be told
             await self._target.send(message)
+        source.resume()
 
     def on_close(self, source: Connection) -> Any:
         self.close()
@@ -50,6 +52,7 @@ class Pipe:
 
     async def _follow(self, source: Connection) -> None:
         await self._target.wait_closed()
+        await self._target.wait_idle()  # what it has received may be piped, to the source perhaps
         end_as(source, self._target)
 
     def close(self) -> None:
