@@ -14,7 +14,7 @@ import pytest
 
 from laraman.config import Config
 from laraman.net import door as module
-from laraman.net.door import Door
+from laraman.net.door import Door, Places
 from laraman.net.tls import Tls
 from laraman.protocols.proxy import SIGNATURE, ProxyHeader
 from tests.certificates import Authority
@@ -283,3 +283,56 @@ async def test_without_descriptors_accepting_pauses_and_goes_on(monkeypatch: pyt
             door.resume()  # when the pause is over
             assert await entered.ask(LINE + b"hello") == b"('192.0.2.7', 56324)\nhello"
     assert [record.getMessage() for record in caplog.records] == ["Nothing is accepted for 1000 s: Too many open files"]
+
+
+# Places -------------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_nobody_is_let_in_while_no_place_is_free() -> None:
+    places = Places(2)
+    async with entering(places=places) as entered:
+        entered.worker.connections = places
+        protocols = []
+        entered.door.factory = lambda: protocols.append(Seated(places)) or protocols[-1]
+        clients = [entered.connect() for _ in range(5)]
+        await until(lambda: len(places) == 2 and not entered.door.arrivals and entered.door in places.waiting)
+        assert (len(protocols), places.free) == (2, 0)
+        for count in (3, 4, 5):
+            protocols[count - 3].transport.close()
+            await until(lambda count=count: len(protocols) == count and not entered.door.arrivals)
+            assert len(places) == 2
+        assert [await asyncio.to_thread(client.recv, 5) for client in clients[3:]] == [b"None\n"] * 2
+        protocols[3].transport.close()
+        protocols[4].transport.close()
+        await until(lambda: not places)
+        assert not places.waiting
+        for client in clients:
+            client.close()
+
+
+class Seated(Echo):
+    def __init__(self, places: Places) -> None:
+        super().__init__()
+        self.places = places
+
+    def connection_made(self, transport: Any) -> None:
+        self.places.add(self)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.places.discard(self)
+
+    def cancel(self) -> None:
+        self.transport.abort()
+
+
+async def test_a_closed_door_waits_for_no_place() -> None:
+    places = Places(1)
+    async with entering(places=places) as entered:
+        entered.worker.connections = places
+        places.add("somebody")
+        with entered.connect():
+            await until(lambda: entered.door in places.waiting)
+            entered.door.close()
+            places.discard("somebody")
+            assert not places.waiting
