@@ -162,9 +162,14 @@ class Worker:
         http = {bind.address.scheme in ("http", "https") for bind in self.binds}
         if http == {True, False}:
             raise ConfigError(f"worker {self.name!r}: its handler is http://'s ASGI application; other addresses need a worker of their own")
-        if http == {True} and self.handler is None:
+        if http != {True}:
+            return False
+        if self.handler is None:
             raise ConfigError(f"worker {self.name!r}: http:// needs a handler, the ASGI application")
-        return http == {True}
+        for word in ("protocol", "max_connections", "max_message", "write_buffer"):
+            if getattr(self, word) is not None:
+                raise ConfigError(f"worker {self.name!r}: {word} is not for http://, which has limits of its own")
+        return True
 
     @property
     def reloadable(self) -> bool:

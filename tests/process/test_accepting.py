@@ -63,6 +63,7 @@ def test_what_cannot_be_spoken(declared: dict[str, Any], line: str) -> None:
     [
         ({"address": ["http://127.0.0.1:1", "text://127.0.0.1:2"], "handler": app}, "other addresses need a worker of their own"),
         ({"address": "http://127.0.0.1:1"}, "http:// needs a handler, the ASGI application"),
+        ({"address": "http://127.0.0.1:1", "handler": app, "max_connections": 1}, "max_connections is not for http://"),
         ({"address": "unix:///run/x", "reuse_port": True}, "reuse_port is for addresses with a port, not for tcp+unix:///run/x"),
         ({"address": "fd:3", "reuse_port": True}, "reuse_port is for addresses with a port"),
         ({"address": "udp+unix:///run/x"}, "udp is spoken between hosts and ports"),
