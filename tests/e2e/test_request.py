@@ -142,6 +142,25 @@ except Unreachable as exc:
     assert "user 65534 is not allowed" in requests.output
 
 
+def test_what_is_in_the_way(requests: Server, server: Callable[..., Server], tmp_path: Path) -> None:
+    def program(path: Path) -> dict[str, str]:
+        worker = f'Worker("requests", "request+unix://{path}", handler="requests_app:handle")'
+        return {"declared.py": f"from laraman import Worker\nworkers = {worker}\n", "requests_app.py": HANDLERS}
+
+    live, file, stale = requests.directory / "app.sock", tmp_path / "file", tmp_path / "stale.sock"
+    file.write_text("precious")
+    for path, reason in ((live, "another process listens there"), (file, "a file that is not a socket is in the way")):
+        refused = server("declared:workers", files=program(path), ready=False)
+        assert refused.process.wait(DEADLINE) == 3
+        assert refused.output.endswith(f"cannot listen on request+unix://{path}: {reason}\n")
+    assert call(str(live), {"op": "echo", "value": 7}) == 7
+    assert file.read_text() == "precious"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(stale))
+    server("declared:workers", "--name", "stale", files=program(stale))
+    assert call(str(stale), {"op": "echo", "value": 7}) == 7
+
+
 def test_no_call_is_lost_in_a_reload(requests: Server) -> None:
     path = str(requests.directory / "app.sock")
     pids: list[int] = []
