@@ -23,6 +23,9 @@ class Credentials(NamedTuple):
     uid: int
     gid: int
 
+    def __str__(self) -> str:
+        return f"pid {self.pid}, uid {self.uid}"
+
 
 def known() -> bool:
     """Whether this system tells: Linux does."""

@@ -61,7 +61,7 @@ def request_factory(worker: Any, handler: Any, bind: Bind) -> Callable[[], Reque
     The timeouts are those that this worker's declaration names: the ones of HTTP clients, who come from far away, are no default for a process that
     its neighbours ask. Raises ConfigError.
     """
-    function = handler if inspect.isroutine(handler) else getattr(handler, "on_message", None)
+    function = getattr(handler, "on_message", handler)
     if not callable(function):
         raise ConfigError(f"worker {worker.name!r}: its handler is no function and has no on_message, so nobody answers {bind.address}")
     users = peer.user_ids(worker.allow_users) if worker.allow_users else None
@@ -127,10 +127,12 @@ class RequestConnection(Connection):
         who = "who is unknown" if self.credentials is None else f"user {self.credentials.uid}"
         self._refuse(RemoteProtocolError(f"{who} is not allowed", close_code=1008))
 
+    def __repr__(self) -> str:
+        return super().__repr__() if self.credentials is None else f"<{type(self).__name__} {self.id} {self.credentials} {self.state}>"
+
     def row(self) -> dict[str, Any]:
         """An unnamed unix socket says nothing about its owner; the credentials do."""
-        row = super().row()
-        return row if self.credentials is None else {**row, "peer": f"pid {self.credentials.pid}, uid {self.credentials.uid}"}
+        return super().row() if self.credentials is None else {**super().row(), "peer": str(self.credentials)}
 
     # Its time --------------------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
+import re
 import struct
 import types
 from typing import TYPE_CHECKING, Any
@@ -168,7 +170,7 @@ async def test_what_stands_behind_the_one_request_is_not_read(answering: Any) ->
 # Replies --------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("handler", [echo, later])
+@pytest.mark.parametrize("handler", [echo, later, functools.partial(later)])
 async def test_what_the_handler_returns_is_the_reply(answering: Any, handler: Any) -> None:
     async with answering(handler) as served:
         for body in (b'{"text":"\xe9\x95\xbf\xe5\xba\xa6"}', b"[]", b"0", b"false", b'""', b"no JSON \xff"):
@@ -298,7 +300,7 @@ async def test_who_is_not_allowed_is_told_so_and_nothing_of_his_is_handled(answe
         assert await served.exchange(SIAM) == failed(f"user {os.getuid()} is not allowed")
         await until(lambda: not served.worker.connections)
         assert heard == []
-    assert f"user {os.getuid()} is not allowed" in caplog.text
+    assert re.search(rf"<RequestConnection \d+ pid {os.getpid()}, uid {os.getuid()} OPEN>: user {os.getuid()} is not allowed", caplog.text)
     async with answering(handler, allow_users=["root", str(os.getuid())]) as served:
         assert await served.exchange(SIAM) == OK
 
