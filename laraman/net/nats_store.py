@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import nats
+import anyio
+from nats.aio.client import Client
 from nats.errors import Error
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, KeyWrongLastSequenceError
 
@@ -18,7 +19,6 @@ from laraman.net.store import ANSWER_SECONDS, Store
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from nats.aio.client import Client
     from nats.js.client import JetStreamContext
     from nats.js.kv import KeyValue
 
@@ -54,7 +54,8 @@ class NatsStore(Store):
     async def close(self) -> None:
         client, self._client, self._buckets = self._client, None, None
         if client is not None:
-            await client.close()
+            with anyio.move_on_after(ANSWER_SECONDS):
+                await client.close()
 
     async def _take(self, lease: StoreLease) -> bool:
         leases, _ = await self._open()
@@ -114,7 +115,10 @@ class NatsStore(Store):
         async with self._dialling:
             if self._client is None or not self._client.is_connected or self._buckets is None:
                 await self.close()
-                self._client = await nats.connect(self.url, allow_reconnect=False, connect_timeout=int(ANSWER_SECONDS), error_cb=_nothing)
+                self._client = Client()
+                # One try, and no return to it: whoever asks next dials anew.
+                options: dict[str, Any] = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0, "error_cb": _nothing}
+                await self._client.connect(self.url, **options)
                 stream = self._client.jetstream(timeout=ANSWER_SECONDS)
                 leases = await _bucket(stream, f"{self.prefix}-leases", self.seconds)
                 self._buckets = leases, await _bucket(stream, f"{self.prefix}-noted", None)
@@ -122,7 +126,8 @@ class NatsStore(Store):
 
     async def _ask(self, work: Awaitable[T]) -> T:
         try:
-            return await work
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await work
         except (Error, OSError, ValueError, asyncio.IncompleteReadError) as exc:  # ValueError: a server that is none
             raise LinkDown(str(exc) or type(exc).__name__) from exc
 
