@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Pollution,
         ProtocolError,
         RemoteProtocolError,
+        TaskError,
     )
     from laraman.events import (
         Event,
@@ -89,6 +90,7 @@ __all__ = [
     "ServerStarted",
     "ServerStarting",
     "ServerStopping",
+    "TaskError",
     "TaskReceived",
     "TaskTerminated",
     "TickReceived",

@@ -11,6 +11,7 @@
       LinkDown               the link has no connection at the moment
       UnknownGateway         no gateway that is configured has this client; a LookupError too
       Busy                   a queue or a limit is full
+      TaskError              what another process was asked to do raised there
       Pollution              an operation changed the process for others
       IllegalTransition      a state machine was asked for a step its table does not have: a bug, always loud
 """
@@ -72,6 +73,19 @@ class UnknownGateway(LaramanError, LookupError):
 
 class Busy(LaramanError):
     """A bounded queue or a limit is full; nothing was taken."""
+
+
+class TaskError(LaramanError):
+    """What another process was asked to do raised there: the ``type`` of that exception, its ``message``, and its ``traceback`` as text."""
+
+    def __init__(self, type: str, message: str, traceback: str = "") -> None:
+        super().__init__(f"{type}: {message}" if message else type)
+        self.type = type
+        self.message = message
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return TaskError, (self.type, self.message, self.traceback)
 
 
 class Pollution(LaramanError):
