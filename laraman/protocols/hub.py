@@ -11,7 +11,7 @@ with the same ``id``, and what the question has made (a subscription, a consumer
 from __future__ import annotations
 
 from enum import IntEnum, unique
-from struct import Struct
+from struct import Struct, error
 from typing import Any
 
 from laraman.errors import LocalProtocolError, RemoteProtocolError
@@ -86,15 +86,15 @@ class Op(IntEnum):
     """The same for what a method raised."""
 
     GET = 40
-    """C: name: table, body: text(key). OK, body: the data, or nothing where there is none."""
+    """C: name: table, body: text(key). OK, body: the value, see ``pack_value``."""
     SET = 41
-    """C: name: table, body: SECONDS(ttl, 0: for ever) + text(key) + data. OK. ERROR busy when the table is full."""
+    """C: name: table, body: SECONDS(ttl, 0: for ever) + text(key) + value. OK. ERROR busy when the table is full."""
     INCREMENT = 42
-    """C: name: table, body: INCREMENT_BODY(by, ttl; 0: the one it has) + text(key). OK, body: the new value as msgpack; ERROR bad
-    when there is no integer, or it would have more than 64 bits."""
+    """C: name: table, body: INCREMENT_BODY(by, ttl of a key that is not there yet) + text(key). OK, body: the new value. ERROR bad when there is
+    something else than an int, or it would have more than 64 bits."""
     COMPARE_AND_SET = 43
-    """C: name: table, body: SECONDS(ttl) + text(key) + SIZE(of old) + old + new; old of no bytes: there is none, new of no bytes: delete.
-    OK, body: one byte, 1 when it was so and has been done, else 0."""
+    """C: name: table, body: SECONDS(ttl) + text(key) + SIZE(of old) + old value + new value; no new value: delete. OK, body: one byte, 1 when
+    it was so and has been done, else 0."""
     DELETE = 44
     """C: name: table, body: text(key). OK, body: one byte, 1 when there was one."""
     KEYS = 45
@@ -140,6 +140,9 @@ INCREMENT_BODY = Struct("!qd")
 SIZE = Struct("!I")
 TOKEN = Struct("!Q")
 
+_INT = Struct("!Bq")
+_INT_KIND, _BYTES_KIND = b"i"[0], b"b"
+
 _TEXT = Struct("!H")
 _HEAD = Struct("!IBIH")
 _AFTER_LENGTH = _HEAD.size - 4
@@ -180,6 +183,28 @@ def take(layout: Struct, body: bytes, at: int = 0) -> tuple[Any, ...]:
     if len(body) < at + layout.size:
         raise RemoteProtocolError(f"a body of {len(body)} bytes is too short")
     return layout.unpack_from(body, at)
+
+
+def pack_value(value: int | bytes | None) -> bytes:
+    """A table's value in a body: an int of 64 bits, data, or nothing for a key that is not there. Raises LocalProtocolError."""
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return _BYTES_KIND + value
+    try:
+        return _INT.pack(_INT_KIND, value)
+    except error:
+        raise LocalProtocolError(f"{value} has more than 64 bits") from None
+
+
+def take_value(body: bytes) -> int | bytes | None:
+    """The value that a body ends with. Raises RemoteProtocolError."""
+    if body[:1] in (b"", _BYTES_KIND):
+        return body[1:] if body else None
+    kind, value = take(_INT, body)
+    if kind != _INT_KIND or len(body) != _INT.size:
+        raise RemoteProtocolError("a value is neither an int nor bytes")
+    return int(value)
 
 
 def head(op: int, id: int, rest: int) -> bytes:
