@@ -132,10 +132,19 @@ class Config:
         "",
         "Store of what runs once in a cluster of servers: `redis://...`, `rediss://...`, or `nats://...` and `tls://...` with JetStream; with "
         "`?prefix=NAME` where clusters share it.",
-        parse=texts.cluster,
+        parse=texts.redis_or_nats,
         metavar="URL",
         secret=True,
     )
+    channel: str = option(
+        "",
+        "What the channel between processes goes through: `redis://...`, `rediss://...`, or `nats://...` and `tls://...` with JetStream; a hub among "
+        "the workers when empty.",
+        parse=texts.redis_or_nats,
+        metavar="URL",
+        secret=True,
+    )
+    channel_queue: int = option(100_000, "Jobs that a queue of the channel may hold; a put more is Busy.", low=1)
     user: str = option(
         "", "User that the workers run as, by name or number, where root starts the server; its files are what they can read.", parse=texts.user
     )

@@ -100,8 +100,8 @@ def _is_id(text: str) -> bool:
     return text.isascii() and text.isdecimal() and int(text) < 2**32 - 1  # the last one means "as it is" to the kernel
 
 
-def cluster(text: str) -> str:
-    """The URL of a store, which may hold a password and is not to be shown."""
+def redis_or_nats(text: str) -> str:
+    """The URL of a Redis or NATS server, which may hold a password and is not to be shown."""
     if text and not re.fullmatch(r"(rediss?|nats|tls)://[^/\s]+(/[^\s]*)?", text):
         raise ValueError("it is none of redis://HOST, rediss://HOST, nats://HOST and tls://HOST")
     return text
