@@ -69,7 +69,9 @@ class Op(IntEnum):
     """C: the job is to be given again; name: queue, body: JOB(number, attempt) + SECONDS(delay). Answered as ACK."""
     EXTEND = 25
     """C: it is still being worked on: its visibility begins anew; name: queue, body: JOB(number, attempt). Answered as ACK."""
-    DEPTH = 26
+    TAKE = 26
+    """C: consume, but no more than prefetch jobs in all; else as WORK. CANCEL takes none of them away."""
+    DEPTH = 27
     """C: name: queue. OK, body: DEPTHS(waiting, delayed, given)."""
 
     METHODS = 30
@@ -210,6 +212,12 @@ def take_value(body: bytes) -> int | bytes | None:
 def head(op: int, id: int, rest: int) -> bytes:
     """The beginning of a frame, before ``rest`` bytes that begin with the name and its length: one of those can be behind many heads."""
     return _FORWARDED.pack(5 + rest, op, id)
+
+
+def frame(op: int, id: int, name: str, body: bytes) -> bytes:
+    """A whole frame, of a name that fits."""
+    named = name.encode()
+    return _HEAD.pack(_AFTER_LENGTH + len(named) + len(body), op, id, len(named)) + named + body
 
 
 _FORWARDED = Struct("!IBI")

@@ -1,0 +1,213 @@
+"""The handler of the worker "hub": the sockets and the clock of `Core`, and the journal of its queues.
+
+What one turn of the loop brings is worked on before anything is written: then the journal is, once, and each client gets what there is for it in one
+piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laraman.channel.hub.clients import Client
+from laraman.channel.hub.core import Core
+from laraman.channel.hub.journal import SEGMENT, Journal
+from laraman.channel.hub.locks import RETURN
+from laraman.channel.hub.records import put_record
+from laraman.errors import RemoteProtocolError
+from laraman.net.connection import Connection
+from laraman.protocols.hub import Hub as Wire
+
+if TYPE_CHECKING:
+    from laraman.net.bind import Bind
+
+logger = logging.getLogger("uvicorn.error")
+
+#: Seconds between two looks at the clock.
+TICK = 0.1
+#: Bytes written and not read from which on a client is full, and from which on it is not heard either: it asks and does not read the answers.
+FULL, DEAF = 1024 * 1024, 32 * 1024 * 1024
+#: The part of a stop's time in which the server's workers, which stop too, may still say something.
+WORKERS_PART = 2 / 3
+#: Seconds of a stop in which what was said last is read.
+FLUSH = 1.0
+#: Directory of the journal, in the state directory.
+JOURNAL = "hub"
+
+
+class Member(Connection):
+    """One connection. Its frames are not operations: they are passed on."""
+
+    __slots__ = ("client",)
+
+    handler: Hub
+    protocol: Wire
+
+    def __init__(self, hub: Hub, worker: Any) -> None:
+        super().__init__(Wire(), hub, worker, write_timeout=worker.config.timeout_write, write_buffer=FULL)
+        self.operates_for = None
+        self.client = Client()
+
+    def _receive(self, data: bytes) -> None:
+        if self.error is not None:
+            return
+        try:
+            messages = self.protocol.receive_data(data)
+            self.handler.heard(self.client, messages)
+        except RemoteProtocolError as exc:
+            self._refuse(exc)
+            return
+        self.messages_in += len(messages)
+        self.worker.requests += len(messages)
+
+    def write(self, frames: list[bytes]) -> None:
+        data = b"".join(frames)
+        self.bytes_out += len(data)
+        self.messages_out += len(frames)
+        self.transport.write(data)
+        if self.writing_paused and self.transport.get_write_buffer_size() > DEAF:
+            self.pause()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.client.full = True
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.handler.drained(self)
+        self.resume()
+
+    def row(self) -> dict[str, Any]:
+        return {**super().row(), "name": str(self.client)}
+
+
+class Hub:
+    """``core`` is told what comes, and what it says is done, once in a turn of the loop."""
+
+    core: Core
+
+    def on_start(self, worker: Any) -> None:
+        """Take over the jobs that the journal has. Raises OSError where there can be none."""
+        self._loop: asyncio.AbstractEventLoop = worker.loop
+        self._members: dict[Client, Member] = {}
+        self._flushing = False
+        directory = Path(worker.binds[0].address.path).parent / JOURNAL
+        now = self._loop.time()
+        try:
+            directory.mkdir(mode=0o700)
+            closed_until = 0.0
+        except FileExistsError:  # the one before has left jobs, or holders of locks, or was killed
+            closed_until = now + RETURN
+        self.core = Core(limit=worker.config.channel_queue, used=time.time_ns() // 1000, closed_until=closed_until)
+        self._journal = Journal(directory)
+        jobs = self._journal.replay()
+        for segment, record in jobs:
+            self.core.queues.restore(record.number, record.queue, record.key, record.data, segment)
+        if jobs:
+            logger.info("Hub: %d jobs are in the queues", len(jobs))
+        self._timer = self._loop.call_later(TICK, self._tick)
+
+    def connection(self, worker: Any, bind: Bind) -> Member:
+        return Member(self, worker)
+
+    def on_connect(self, member: Member) -> None:
+        self._members[member.client] = member
+
+    def on_close(self, member: Member) -> None:
+        if self._members.pop(member.client, None) is not None:
+            self.core.lost(member.client, self._loop.time())
+            self._flush_soon()
+
+    # One turn --------------------------------------------------------------------------------------------------------------------
+
+    def heard(self, client: Client, messages: Any) -> None:
+        """Raises RemoteProtocolError."""
+        try:
+            self.core.receive(client, messages, self._loop.time())
+        finally:
+            self._flush_soon()
+
+    def drained(self, member: Member) -> None:
+        """It has read what was sent."""
+        self.core.resume(member.client, self._loop.time())
+        self._flush_soon()
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TICK, self._tick)
+        self.core.tick(self._loop.time())
+        self._write_again()
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        core = self.core
+        if core.queues.unanswered:
+            self._write_journal()
+        while core.outbox.dirty:
+            clients, core.outbox.dirty = core.outbox.dirty, []
+            for client in clients:
+                frames, client.out = client.out, []
+                member = self._members.get(client)
+                if member is None or member.error is not None:
+                    continue
+                member.write(frames)
+                if client.full and not member.writing_paused:
+                    core.resume(client, self._loop.time())
+
+    def _write_journal(self) -> None:
+        queues, journal = self.core.queues, self._journal
+        try:
+            segment = journal.write(queues.records) if queues.records else 0
+        except OSError as exc:
+            logger.error("Hub: the journal in %s cannot be written: %s", journal.directory, exc.strerror)
+            queues.not_written(exc.strerror or str(exc))
+        else:
+            journal.release(job.segment for job in queues.written(segment, self._loop.time()))
+
+    def _write_again(self) -> None:
+        """Let the oldest file of the journal go, when few of its jobs are left and the journal is much larger than they are."""
+        queues, journal = self.core.queues, self._journal
+        oldest = journal.oldest
+        if not oldest or journal.size < 3 * queues.size + SEGMENT:
+            return
+        jobs = [job for job in queues.jobs() if job.segment == oldest]
+        try:
+            segment = journal.write([put_record(job.number, job.queue.name, job.key, job.data) for job in jobs])
+        except OSError as exc:
+            logger.error("Hub: the journal in %s cannot be written: %s", journal.directory, exc.strerror)
+            return
+        for job in jobs:
+            job.segment = segment
+        journal.release([oldest] * len(jobs))
+
+    # The stop --------------------------------------------------------------------------------------------------------------------
+
+    async def on_drain(self, worker: Any, deadline: float | None) -> None:
+        """When the whole server stops, its workers may have something to say until they are gone."""
+        if worker.stop_reason == "stop":
+            left = float("inf") if deadline is None else (deadline - self._loop.time()) * WORKERS_PART
+            await self._until(lambda: not any(client.name for client in self._members), left)
+        for member in tuple(self._members.values()):
+            member.close(1001)
+        await self._until(lambda: not self._members, FLUSH)
+
+    async def _until(self, condition: Any, seconds: float) -> None:
+        end = self._loop.time() + seconds
+        while not condition() and self._loop.time() < end:
+            await asyncio.sleep(0.01)
+
+    def on_stop(self, worker: Any) -> None:
+        self._timer.cancel()
+        self._flush()
+        self._journal.close()
+        if not self.core.locks.held and not self._journal.size:
+            self._journal.directory.rmdir()
