@@ -18,31 +18,51 @@ do harm (subscriptions, puts, reading), and is LinkDown where it could (calls, i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+import asyncio
+import contextlib
+import secrets
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from laraman.channel.subscription import Subscription
+import anyio
+
+from laraman.channel.encoding import encode, encode_call
+from laraman.channel.lock import Lock
+from laraman.channel.methods import Methods, result_of
+from laraman.channel.names import check_key, check_method, check_name, parse_member
+from laraman.channel.subscription import Message, Subscription
 from laraman.channel.table import Table
 from laraman.channel.work import Work
+from laraman.errors import ConnectionClosed, LinkDown
+from laraman.net.current import current_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
-    from laraman.channel.lock import Lock
     from laraman.channel.table import Value
     from laraman.channel.work import Job
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-#: Seconds that the backend has to do what is asked of it, where the caller does not say.
-ANSWER_SECONDS = 5.0
+#: Seconds that the backend has to do what is asked of it, where the caller does not say; and that it has to say good-bye.
+ANSWER_SECONDS, CLOSE_SECONDS = 5.0, 2.0
+#: Seconds that ``_take`` is let wait for jobs at a time, and between two attempts while the backend is away.
+TAKE_SECONDS, AGAIN_SECONDS = 20.0, 0.5
+
+
+class _Watched:
+    """A pattern that the backend watches, and who has subscribed to it. ``lock``: one watches or unwatches at a time."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.watching = False
+        self.subscriptions: tuple[Subscription, ...] = ()
 
 
 class Channel:
     """The connection of one process with the others, by way of a backend.
 
     ``name`` and ``slot`` are what others call this process by (a worker's; "" for a program that is not called); ``limit`` is how many jobs a queue
-    may hold.
-    Opened on first use, or with ``async with``.
+    may hold. Opened on first use, or with ``async with``; in a worker it is closed when that ends.
     """
 
     def __init__(self, url: str, *, name: str = "", slot: int | None = None, limit: int = 100_000) -> None:
@@ -50,7 +70,16 @@ class Channel:
         self.name = name
         self.slot = slot
         self.limit = limit
+        #: What others may call here.
         self.methods: dict[str, Callable[..., Any]] = {}
+        self.worker: Any = current_worker.get()
+        self._answering = Methods(self.worker, self.methods)
+        self._watched: dict[str, _Watched] = {}
+        self._works: set[Work] = set()
+        self._pulling: dict[Work, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._opening: asyncio.Task[None] | None = None
+        self._open_now = self._closed = False
 
     # What an application does ----------------------------------------------------------------------------------------------------
 
@@ -59,7 +88,11 @@ class Channel:
 
         Raises LocalProtocolError for a topic that cannot be and for data that cannot be encoded, LinkDown when the backend is away for too long.
         """
-        raise NotImplementedError
+        check_name(topic)
+        payload = encode(data)
+        if not self._open_now:
+            await self._ready()
+        await self._publish(topic, payload)
 
     def subscribe(self, pattern: str, *, queue: int = 1000, overflow: str = "drop_oldest") -> Subscription:
         """The messages of the topics that match: "*" stands for one word, ">" at the end for one or more.
@@ -71,7 +104,7 @@ class Channel:
         waits is still given, then the iteration raises Busy. ``subscription.dropped`` counts. Raises LocalProtocolError for a pattern that cannot
         be, ConfigError for an ``overflow`` or ``queue`` that cannot.
         """
-        raise NotImplementedError
+        return Subscription(self, pattern, queue, overflow)
 
     async def put(self, queue: str, data: Any, *, key: str | None = None, timeout: float = ANSWER_SECONDS) -> str:
         """Queue a job for one of the consumers of ``queue``; its id, when the backend has it safely.
@@ -80,11 +113,18 @@ class Channel:
         queue is full, LinkDown when there was no answer in ``timeout`` seconds: then it may be queued or not, and putting it again with the same
         key does no harm.
         """
-        raise NotImplementedError
+        check_name(queue, "queue")
+        payload = encode(data)
+        await self._ready()
+        return await self._put(queue, secrets.token_hex(8) if key is None else check_key(key, f"queue {queue}"), payload, timeout)
 
     async def get(self, queue: str, *, timeout: float, visibility: float = 30.0) -> Job:
         """One job, as soon as there is one. Raises TimeoutError when there was none in ``timeout`` seconds."""
-        raise NotImplementedError
+        check_name(queue, "queue")
+        await self._ready()
+        for job in await self._take(queue, 1, visibility, timeout):
+            return job
+        raise TimeoutError(f"there was no job in queue {queue} in {timeout:g} s")
 
     def work(self, queue: str, *, visibility: float = 30.0, prefetch: int = 1) -> Work:
         """Consume ``queue``.
@@ -97,7 +137,7 @@ class Channel:
         A job that is not acknowledged, given back or extended within ``visibility`` seconds is given to somebody again, at once when the backend
         sees that this process has died. No more than ``prefetch`` jobs are held at a time.
         """
-        raise NotImplementedError
+        return Work(self, queue, visibility, prefetch)
 
     async def call(self, member: str, method: str, *args: Any, timeout: float = ANSWER_SECONDS, **kwargs: Any) -> Any:
         """Call ``method`` in one process of the worker ``member``, or in that of a slot: "http[2]"; what it returns.
@@ -105,33 +145,160 @@ class Channel:
         Raises TaskError for what it raised, TimeoutError when there was no answer in ``timeout`` seconds, LinkDown when there is no such process, or
         it ended meanwhile, or the backend is away, and Busy when it has too much to do.
         """
-        raise NotImplementedError
+        name, slot = parse_member(member)
+        payload = encode_call(args, kwargs, timeout)
+        if not self._open_now:
+            await self._ready()
+        answer: bytes = await self._out_of_turn(self._call, name, slot, check_method(method), payload, timeout)
+        return result_of(answer)
 
     async def call_all(self, member: str, method: str, *args: Any, timeout: float = ANSWER_SECONDS, **kwargs: Any) -> list[Any]:
         """The same in all processes of the worker at once: results in the order of slots, and exceptions where there is none."""
-        raise NotImplementedError
+        name, slot = parse_member(member)
+        if slot is not None:
+            return [await self.call(member, method, *args, timeout=timeout, **kwargs)]
+        payload = encode_call(args, kwargs, timeout)
+        await self._ready()
+        answers: list[bytes | Exception] = await self._out_of_turn(self._call_all, name, check_method(method), payload, timeout)
+        return [_result_or_error(answer) for answer in answers]
 
-    def method(self, function: F | str) -> Any:
+    async def _out_of_turn(self, ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Under serial isolation others have their turn meanwhile, what the one that is called may call here above all."""
+        if self.worker is not None and self.worker.sandbox.serial:
+            return await self.worker.sandbox.out_of_turn(lambda: ask(*args))
+        return await ask(*args)
+
+    @overload
+    def method(self, function: F) -> F: ...
+
+    @overload
+    def method(self, function: str) -> Callable[[F], F]: ...
+
+    def method(self, function: Any) -> Any:
         """``@channel.method`` or ``@channel.method("name")``: what others may call here, plain or ``async``. Plain ones must not block."""
-        raise NotImplementedError
+        if isinstance(function, str):
+            return lambda named: self.add_method(function, named)
+        return self.add_method(function.__name__, function)
+
+    def add_method(self, name: str, function: F) -> F:
+        """The same for any function. One that is there already is replaced."""
+        self.methods[check_method(name)] = function
+        if self._open_now:
+            self._soon(self._serve(list(self.methods)))
+        return function
 
     def table(self, name: str) -> Table:
         """A table that all processes share."""
-        raise NotImplementedError
+        return Table(self, name)
 
     def lock(self, name: str, *, lease: float = 30.0, timeout: float = 30.0) -> Lock:
         """A lock of that name among all processes; see Lock."""
-        raise NotImplementedError
+        return Lock(self, name, lease, timeout)
 
-    async def close(self) -> None:
-        """End subscriptions and give back what is not acknowledged. Idempotent."""
-        raise NotImplementedError
+    # Life ------------------------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Channel:
-        raise NotImplementedError
+        return await self._ready()
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+    async def _ready(self) -> Channel:
+        """Open it if it is not; who comes first does, for all. Raises ConnectionClosed when it is closed."""
+        if self._open_now:
+            return self
+        if self._closed:
+            raise ConnectionClosed("the channel is closed")
+        if self._opening is None or self._opening.done():
+            # In a context of its own: what lives on is no part of the operation that needs it first.
+            context = None if self.worker is None else self.worker.sandbox.outside()
+            self._opening = asyncio.get_running_loop().create_task(self._begin(), name="open the channel", context=context)
+        await asyncio.shield(self._opening)
+        return self
+
+    async def _begin(self) -> None:
+        await self._open()
+        self._open_now = True
+        if self.worker is not None:
+            self.worker.tasks.start_soon(self._close_at_the_end, name="channel")
+        if self.methods:
+            self._soon(self._serve(list(self.methods)))
+
+    async def _close_at_the_end(self) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                await self.close()
+
+    async def close(self) -> None:
+        """End subscriptions, calls that are being answered and consumers, and give back what is not acknowledged. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        was_open, self._open_now = self._open_now, False
+        for watched in self._watched.values():
+            for subscription in watched.subscriptions:
+                subscription.end()
+        for work in tuple(self._works):
+            await work.close()
+        await self._answering.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._opening is not None and not was_open:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        if was_open or self._opening is not None:
+            await self._shut()
+
+    def _soon(self, doing: Coroutine[Any, Any, Any]) -> None:
+        """Do it beside; that the backend is away is said elsewhere."""
+        task = asyncio.get_running_loop().create_task(_quietly(doing))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Subscriptions and consumers, which tell it that they begin and end ----------------------------------------------------------------
+
+    async def _join(self, subscription: Subscription) -> None:
+        await self._ready()
+        watched = self._watched.setdefault(subscription.pattern, _Watched())
+        watched.subscriptions += (subscription,)
+        try:
+            async with watched.lock:
+                if not watched.watching:
+                    await self._watch(subscription.pattern)
+                    watched.watching = True
+        except BaseException:
+            subscription.end()
+            self._part_soon(subscription)
+            raise
+
+    async def _part(self, subscription: Subscription) -> None:
+        watched = self._watched.get(subscription.pattern)
+        if watched is None:
+            return
+        watched.subscriptions = tuple(other for other in watched.subscriptions if other is not subscription)
+        async with watched.lock:
+            if watched.subscriptions or self._closed:
+                return
+            if watched.watching:
+                watched.watching = False
+                with contextlib.suppress(LinkDown):  # it has forgotten it
+                    await self._unwatch(subscription.pattern)
+            if not watched.subscriptions:  # nobody waits for the lock
+                self._watched.pop(subscription.pattern, None)
+
+    def _part_soon(self, subscription: Subscription) -> None:
+        self._soon(self._part(subscription))
+
+    async def _enter(self, work: Work) -> None:
+        await self._ready()
+        await self._consume(work)
+        self._works.add(work)
+
+    async def _exit(self, work: Work) -> None:
+        self._works.discard(work)
+        await self._leave(work)
 
     # What a backend does ---------------------------------------------------------------------------------------------------------
     #
@@ -170,20 +337,32 @@ class Channel:
         raise NotImplementedError
 
     async def _consume(self, work: Work) -> None:
-        """Give ``work`` jobs, ``work.given(job)``, when it has room, until ``_leave``. This asks with ``_take``; a backend that pushes has its own."""
-        raise NotImplementedError
+        """Give ``work`` jobs, ``work.given(job)``, when it has room, until ``_leave``. It asks with ``_take``; who pushes has its own."""
+        self._pulling[work] = asyncio.get_running_loop().create_task(self._pull(work), name=f"work of {work.queue}")
 
     async def _leave(self, work: Work) -> None:
+        task = self._pulling.pop(work)
+        task.cancel()
+        await asyncio.wait({task})
+
+    async def _pull(self, work: Work) -> None:
+        while True:
+            room = await work.room()
+            try:
+                for job in await self._take(work.queue, room, work.visibility, TAKE_SECONDS):
+                    work.given(job)
+            except LinkDown:
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _ack(self, job: Job) -> bool:
+        """It is done. This and the next two are False when somebody else has it by now."""
         raise NotImplementedError
 
-    async def _ack(self, job: Job) -> None:
-        raise NotImplementedError
-
-    async def _nack(self, job: Job, delay: float) -> None:
+    async def _nack(self, job: Job, delay: float) -> bool:
         """Give it to somebody again, in ``delay`` seconds."""
         raise NotImplementedError
 
-    async def _extend(self, job: Job) -> None:
+    async def _extend(self, job: Job) -> bool:
         """Its visibility begins anew."""
         raise NotImplementedError
 
@@ -208,7 +387,7 @@ class Channel:
         raise NotImplementedError
 
     async def _increment(self, table: str, key: str, by: int, ttl: float | None) -> int:
-        """The sum; a key that is not there counts as 0, and only then ``ttl`` counts. Raises LocalProtocolError where there is no int of 64 bits."""
+        """The sum; one that is not there counts as 0, and only then ``ttl`` counts. Raises LocalProtocolError where there is no int of 64 bits."""
         raise NotImplementedError
 
     async def _compare_and_set(self, table: str, key: str, old: Value | None, new: Value | None, ttl: float | None) -> bool:
@@ -227,7 +406,7 @@ class Channel:
         raise NotImplementedError
 
     async def _renew(self, name: str, token: int, lease: float) -> bool:
-        """Whether it is still held with that token; then for another ``lease`` seconds. One that the backend has forgotten and nobody has is."""
+        """Whether it is held with that token; then for another ``lease`` seconds. One that the backend has forgotten and nobody has is."""
         raise NotImplementedError
 
     async def _release(self, name: str, token: int) -> None:
@@ -237,21 +416,37 @@ class Channel:
 
     def _delivered(self, pattern: str, topic: str, payload: bytes) -> None:
         """A message for who has subscribed to ``pattern``. Never waits."""
-        raise NotImplementedError
+        watched = self._watched.get(pattern)
+        if watched is not None:
+            for subscription in watched.subscriptions:
+                subscription.offer(Message(topic, payload))
 
     def _missed(self, pattern: str, count: int) -> None:
         """The backend had no room for so many messages: this process did not read. Each subscription's policy applies."""
-        raise NotImplementedError
+        watched = self._watched.get(pattern)
+        for subscription in () if watched is None else watched.subscriptions:
+            subscription.miss(count)
 
     def _interrupted(self) -> None:
         """The backend was away: messages may have been missed."""
-        raise NotImplementedError
+        for watched in self._watched.values():
+            for subscription in watched.subscriptions:
+                subscription.gaps += 1
 
     def _called(self, method: str, payload: bytes, reply: Callable[[bytes], Any]) -> Callable[[], Any] | None:
         """A call for this process; ``reply`` is called with the answer, once, here and now or later. What is returned cancels it."""
-        raise NotImplementedError
+        return self._answering.called(method, payload, reply)
 
 
-def channel_of(url: str, **options: Any) -> Channel:
-    """The channel for ``url``, of the backend that it names. Raises ConfigError for one that cannot be, or whose extra is not installed."""
-    raise NotImplementedError
+async def _quietly(doing: Coroutine[Any, Any, Any]) -> None:
+    with contextlib.suppress(LinkDown):
+        await doing
+
+
+def _result_or_error(answer: bytes | Exception) -> Any:
+    if isinstance(answer, Exception):
+        return answer
+    try:
+        return result_of(answer)
+    except Exception as exc:
+        return exc

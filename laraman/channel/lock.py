@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING
+
+import anyio
+
+from laraman.channel.names import check_name
+from laraman.errors import ConfigError, LinkDown
 
 if TYPE_CHECKING:
     from laraman.channel.interface import Channel
@@ -15,15 +22,58 @@ class Lock:
     could not be renewed in time the block is cancelled and LinkDown raised: somebody else may be inside. ``lock.token`` is a number that grows with
     each holder: a store that refuses smaller ones than it has seen cannot be written to by who has lost the lock and does not know yet.
 
-    Raises TimeoutError when it was not to be had in ``timeout`` seconds.
+    Raises TimeoutError when it was not to be had in ``timeout`` seconds. Used once; it is not reentrant.
     """
 
     def __init__(self, channel: Channel, name: str, lease: float, timeout: float) -> None:
-        self.name = name
+        if lease <= 0 or timeout <= 0:
+            raise ConfigError(f"lock {name!r}: lease and timeout must be positive")
+        self.name = check_name(name, "lock")
         self.token = 0
+        self._channel = channel
+        self._lease = lease
+        self._timeout = timeout
+        self._lost = False
+        self._scope = anyio.CancelScope()
+        self._renewing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Lock:
-        raise NotImplementedError
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        token = await (await self._channel._ready())._acquire(self.name, self._lease, self._timeout)
+        if token is None:
+            raise TimeoutError(f"lock {self.name} was not to be had in {self._timeout:g} s")
+        self.token = token
+        self._scope.__enter__()
+        # The lease begins at the backend, after it was asked for; but with a wait in between that is not known here.
+        held_until = loop.time() + self._lease if loop.time() - begun > self._lease else begun + self._lease
+        self._renewing = loop.create_task(self._renew(held_until), name=f"lock {self.name}")
+        return self
 
-    async def __aexit__(self, *exc_info: object) -> bool | None:
-        raise NotImplementedError
+    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, traceback: object) -> bool | None:
+        assert self._renewing is not None
+        self._renewing.cancel()
+        cancelled = self._scope.__exit__(kind, exc, traceback)  # type: ignore[arg-type]
+        if self._lost:
+            if cancelled or exc is None:
+                raise LinkDown(f"lock {self.name} was lost: somebody else may have it")
+            return cancelled
+        with anyio.CancelScope(shield=True), contextlib.suppress(LinkDown):  # then the lease ends by itself
+            await self._channel._release(self.name, self.token)
+        return cancelled
+
+    async def _renew(self, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(until) as limit:
+                while True:
+                    await asyncio.sleep(self._lease / 3)
+                    asked = loop.time()
+                    with contextlib.suppress(LinkDown):
+                        if not await self._channel._renew(self.name, self.token, self._lease):
+                            break
+                        limit.reschedule(asked + self._lease)
+        except TimeoutError:
+            pass
+        self._lost = True
+        self._scope.cancel()

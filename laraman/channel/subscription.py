@@ -1,47 +1,20 @@
-"""Subscriptions: the messages of a pattern, in a bounded queue. Topics and patterns, and which match."""
+"""Subscriptions: the messages of a pattern, in a bounded queue."""
 
 from __future__ import annotations
 
-import re
+import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from laraman.channel.encoding import decode
-from laraman.errors import LocalProtocolError
+from laraman.channel.names import check_pattern
+from laraman.errors import Busy, ConfigError
+from laraman.net.sending import wake
 
 if TYPE_CHECKING:
     from laraman.channel.interface import Channel
 
-#: Bytes of a topic, a pattern, or the name of a queue, a table, a lock.
-MAX_NAME = 255
-_WORD = r"[^\s.*>\x00-\x1f\x7f]+"
-_TOPIC = re.compile(rf"{_WORD}(?:\.{_WORD})*")
-_PATTERN = re.compile(rf"(?:(?:{_WORD}|\*)(?:\.(?:{_WORD}|\*))*(?:\.>)?|>)")
-
-
-def check_name(name: str, what: str = "topic") -> str:
-    """``name`` if it is words joined by "."; else LocalProtocolError."""
-    if not isinstance(name, str) or not _TOPIC.fullmatch(name) or len(name.encode()) > MAX_NAME:
-        raise LocalProtocolError(f"{what} {name!r} is not words joined by '.', of {MAX_NAME} bytes at most and without spaces, '*' and '>'")
-    return name
-
-
-def check_pattern(pattern: str) -> str:
-    """``pattern`` if its words are words, "*" or, at the end, ">"; else LocalProtocolError."""
-    if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern) or len(pattern.encode()) > MAX_NAME:
-        raise LocalProtocolError(f"pattern {pattern!r} is not words joined by '.', of {MAX_NAME} bytes at most; '*' is a word, '>' the rest")
-    return pattern
-
-
-def matches(pattern: str, topic: str) -> bool:
-    """Whether ``topic`` is one of the pattern's: "*" is any one word, ">" one or more at the end, as in NATS."""
-    words, said = pattern.split("."), topic.split(".")
-    if words[-1] == ">":
-        return len(said) >= len(words) and all(map(_same, words[:-1], said))
-    return len(said) == len(words) and all(map(_same, words, said))
-
-
-def _same(word: str, said: str) -> bool:
-    return word in ("*", said)
+POLICIES = ("drop_oldest", "drop_newest", "close")
 
 
 class Message:
@@ -70,16 +43,34 @@ class Subscription:
     """The messages of the topics that match ``pattern``, from when it is entered. Made by ``channel.subscribe``.
 
     ``dropped`` counts the messages for which there was no room, ``gaps`` how often the backend was away, so that messages may have been missed.
-    The iteration ends when the subscription or the channel is closed.
+    The iteration ends when the subscription or the channel is closed. One task iterates.
     """
 
     def __init__(self, channel: Channel, pattern: str, limit: int, overflow: str) -> None:
-        self.pattern = pattern
+        if overflow not in POLICIES:
+            raise ConfigError(f"subscription to {pattern!r}: overflow is {overflow!r}, not drop_oldest, drop_newest or close")
+        if limit < 1:
+            raise ConfigError(f"subscription to {pattern!r}: a queue of {limit!r} messages has no room for one")
+        self.pattern = check_pattern(pattern)
         self.dropped = 0
         self.gaps = 0
+        self._channel = channel
+        self._limit = limit
+        self._overflow = overflow
+        self._queue: deque[Message] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._entered = self._over = False
+        self._error: Busy | None = None
+
+    def __repr__(self) -> str:
+        return f"<Subscription {self.pattern}, {len(self._queue)} messages wait>"
 
     async def __aenter__(self) -> Subscription:
-        raise NotImplementedError
+        if self._entered:
+            raise RuntimeError("a subscription is entered once")
+        self._entered = True
+        await self._channel._join(self)
+        return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
@@ -88,8 +79,52 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Message:
-        raise NotImplementedError
+        if not self._entered:
+            await self.__aenter__()
+        while not self._queue:
+            if self._error is not None:
+                raise self._error
+            if self._over:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._queue.popleft()
 
     async def close(self) -> None:
         """No more messages; what waits is dropped. Idempotent."""
-        raise NotImplementedError
+        self._queue.clear()
+        self._error = None
+        if not self._over:
+            self.end()
+            await self._channel._part(self)
+
+    # What the channel tells it ---------------------------------------------------------------------------------------------------
+
+    def offer(self, message: Message) -> None:
+        """A message for it."""
+        if len(self._queue) >= self._limit and not self._make_room():
+            return
+        self._queue.append(message)
+        wake(self._waiter)
+
+    def _make_room(self) -> bool:
+        self.miss(1)
+        if self._overflow == "drop_oldest":
+            self._queue.popleft()
+            return True
+        return False
+
+    def miss(self, count: int) -> None:
+        """There was no room for so many."""
+        if self._over:
+            return
+        self.dropped += count
+        if self._overflow == "close":
+            self._error = Busy(f"subscription to {self.pattern} was closed: more than {self._limit} messages waited")
+            self.end()
+            self._channel._part_soon(self)
+
+    def end(self) -> None:
+        """No more messages; what waits is still given."""
+        self._over = True
+        wake(self._waiter)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from laraman.channel.encoding import decode
+from laraman.channel.names import check_name
+from laraman.errors import ConfigError, LinkDown
+from laraman.net.sending import wake
 
 if TYPE_CHECKING:
     from laraman.channel.interface import Channel
@@ -16,7 +22,7 @@ class Job:
     ``attempt`` is 1 when it is given for the first time. ``handle`` is the backend's: what it acknowledges it by.
     """
 
-    __slots__ = ("_channel", "_data", "attempt", "handle", "id", "payload", "queue", "visibility")
+    __slots__ = ("_channel", "_data", "attempt", "expires", "handle", "id", "payload", "queue", "visibility", "work")
 
     def __init__(self, channel: Channel, queue: str, id: str, payload: bytes, attempt: int, visibility: float, handle: Any = None) -> None:
         self._channel = channel
@@ -26,6 +32,10 @@ class Job:
         self.attempt = attempt
         self.visibility = visibility
         self.handle = handle
+        #: The consumer that holds it; None for one of ``channel.get``.
+        self.work: Work | None = None
+        #: When somebody else gets it, in the loop's time.
+        self.expires = asyncio.get_running_loop().time() + visibility
 
     def __repr__(self) -> str:
         return f"<Job {self.queue} {self.id} attempt {self.attempt}>"
@@ -39,39 +49,100 @@ class Job:
             self._data: Any = decode(self.payload)
             return self._data
 
-    async def ack(self) -> None:
-        """It is done: nobody gets it again. Once. Raises LinkDown when the backend could not be told; then it will be given again."""
-        raise NotImplementedError
+    async def ack(self) -> bool:
+        """It is done: nobody gets it again. False when somebody else had it by then, where the backend can tell.
 
-    async def nack(self, delay: float = 0.0) -> None:
-        """Give it to somebody again, in ``delay`` seconds."""
-        raise NotImplementedError
+        Raises LinkDown when the backend could not be told; then it will be given again.
+        """
+        self._settled()
+        return await self._channel._ack(self)
 
-    async def extend(self) -> None:
-        """It is still being worked on: the ``visibility`` seconds begin anew."""
-        raise NotImplementedError
+    async def nack(self, delay: float = 0.0) -> bool:
+        """Give it to somebody again, in ``delay`` seconds. Returns and raises what ``ack`` does."""
+        self._settled()
+        return await self._channel._nack(self, delay)
+
+    async def extend(self) -> bool:
+        """It is still being worked on: the ``visibility`` seconds begin anew. Returns and raises what ``ack`` does."""
+        self.expires = asyncio.get_running_loop().time() + self.visibility
+        return await self._channel._extend(self)
+
+    def _settled(self) -> None:
+        if self.work is not None:
+            self.work.settled(self)
 
 
 class Work:
     """A consumer of a queue. Made by ``channel.work``; leaving it gives back what is not acknowledged."""
 
     def __init__(self, channel: Channel, queue: str, visibility: float, prefetch: int) -> None:
-        self.queue = queue
+        if visibility <= 0 or prefetch < 1:
+            raise ConfigError(f"work of {queue!r}: visibility and prefetch must be positive")
+        self.queue = check_name(queue, "queue")
         self.visibility = visibility
         self.prefetch = prefetch
-
-    def given(self, job: Job) -> None:
-        """The backend has one for it."""
-        raise NotImplementedError
+        #: What this process has and has not settled.
+        self.held: set[Job] = set()
+        self._channel = channel
+        self._ready: deque[Job] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._vacancy = asyncio.Event()
+        self._over = False
 
     async def __aenter__(self) -> Work:
+        await self._channel._enter(self)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        raise NotImplementedError
+        await self.close()
+
+    async def close(self) -> None:
+        """Take no more, and give back what is not acknowledged. Idempotent."""
+        if self._over:
+            return
+        self.end()
+        await self._channel._exit(self)
+        with contextlib.suppress(LinkDown):  # then it will be given again by itself
+            for job in sorted(self.held, key=lambda job: job.id):
+                await job.nack()
 
     def __aiter__(self) -> Work:
         return self
 
     async def __anext__(self) -> Job:
-        raise NotImplementedError
+        while not self._ready:
+            if self._over:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._ready.popleft()
+
+    # What the channel tells and asks it ------------------------------------------------------------------------------------------
+
+    def given(self, job: Job) -> None:
+        """The backend has one for it."""
+        job.work = self
+        self.held.add(job)
+        self._ready.append(job)
+        wake(self._waiter)
+
+    def settled(self, job: Job) -> None:
+        self.held.discard(job)
+        self._vacancy.set()
+
+    def end(self) -> None:
+        """No more jobs; those that were not taken are not given out."""
+        self._over = True
+        self._ready.clear()
+        wake(self._waiter)
+
+    async def room(self) -> int:
+        """For how many jobs there is room, as soon as there is any; those whose time is over are somebody else's."""
+        loop = asyncio.get_running_loop()
+        while len(self.held) >= self.prefetch:
+            self._vacancy.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(job.expires for job in self.held)):
+                    await self._vacancy.wait()
+            self.held = {job for job in self.held if job.expires > loop.time()}
+        return self.prefetch - len(self.held)

@@ -1,0 +1,63 @@
+"""Names: topics, patterns and which match, queues, tables, locks, keys, methods and who has them. What a backend is given has been checked here."""
+
+from __future__ import annotations
+
+import re
+
+from laraman.errors import LocalProtocolError
+
+#: Bytes of a key: of a table's entry or of a job.
+MAX_KEY = 1000
+#: Bytes of a topic, a pattern, or the name of a queue, a table, a lock.
+MAX_NAME = 255
+_WORD = r"[^\s.*>\x00-\x1f\x7f\ud800-\udfff]+"
+_TOPIC = re.compile(rf"{_WORD}(?:\.{_WORD})*")
+_PATTERN = re.compile(rf"(?:(?:{_WORD}|\*)(?:\.(?:{_WORD}|\*))*(?:\.>)?|>)")
+_MEMBER = re.compile(r"([^\s.*>\[\]@\x00-\x1f\x7f]+)(?:\[([0-9]{1,9})\])?")
+
+
+def check_name(name: str, what: str = "topic") -> str:
+    """``name`` if it is words joined by "."; else LocalProtocolError."""
+    if not isinstance(name, str) or not _TOPIC.fullmatch(name) or len(name.encode()) > MAX_NAME:
+        raise LocalProtocolError(f"{what} {name!r} is not words joined by '.', of {MAX_NAME} bytes at most and without spaces, '*' and '>'")
+    return name
+
+
+def check_pattern(pattern: str) -> str:
+    """``pattern`` if its words are words, "*" or, at the end, ">"; else LocalProtocolError."""
+    if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern) or len(pattern.encode()) > MAX_NAME:
+        raise LocalProtocolError(f"pattern {pattern!r} is not words joined by '.', of {MAX_NAME} bytes at most; '*' is a word, '>' the rest")
+    return pattern
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether ``topic`` is one of the pattern's: "*" is any one word, ">" one or more at the end, as in NATS."""
+    words, said = pattern.split("."), topic.split(".")
+    if words[-1] == ">":
+        return len(said) >= len(words) and all(map(_same, words[:-1], said))
+    return len(said) == len(words) and all(map(_same, words, said))
+
+
+def _same(word: str, said: str) -> bool:
+    return word in ("*", said)
+
+
+def check_key(key: str, whose: str) -> str:
+    """``key`` if it is a str of 1 to MAX_KEY bytes; else LocalProtocolError."""
+    if not isinstance(key, str) or not 1 <= len(key.encode(errors="replace")) <= MAX_KEY or not key.isprintable():
+        raise LocalProtocolError(f"{whose}: key {key!r} is not a str of 1 to {MAX_KEY} bytes, all of them printable")
+    return key
+
+
+def parse_member(member: str) -> tuple[str, int | None]:
+    """"http[2]" is slot 2 of "http". Raises LocalProtocolError."""
+    found = _MEMBER.fullmatch(member) if isinstance(member, str) else None
+    if found is None:
+        raise LocalProtocolError(f"{member!r} is no name of a worker, nor one with a slot, like 'http[2]'")
+    return found[1], None if found[2] is None else int(found[2])
+
+
+def check_method(name: str) -> str:
+    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name.encode()) <= 200 or {*" @"} & {*name}:
+        raise LocalProtocolError(f"{name!r} is no name of a method")
+    return name
