@@ -74,6 +74,7 @@ def gateway(arguments: list[str]) -> int:
 
 def run(config: Config, workers: list[Worker], revalidate: Callable[[], object]) -> int:
     """Be the master of these workers, in the foreground or as a daemon."""
+    from laraman.channel.hub import hub_worker
     from laraman.process import handover
     from laraman.process.daemon import daemonize
     from laraman.process.master import Master
@@ -94,6 +95,8 @@ def run(config: Config, workers: list[Worker], revalidate: Callable[[], object])
                 log.configure(config)
         else:
             workers = [*workers, *prepare()]
+        if not config.channel:
+            workers = [*workers, hub_worker()]
         master = Master(config, workers, notify=notify, revalidate=revalidate, prepare=prepare, added=added)
     except LaramanError as exc:
         if notify is None:

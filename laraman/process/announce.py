@@ -23,7 +23,7 @@ def start(master: Master) -> None:
     for watcher in watchers:
         logger.info("Will watch for changes in these directories: %s", list(watcher.sources.directories))
     for worker in master.workers.values():
-        for bind in worker.binds:
+        for bind in worker.binds if not worker.inner else ():
             if worker.name == "http":
                 log.say_running(master.config, bind.where)
             else:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from laraman.process.control import Client
     from laraman.process.master import Master
     from laraman.process.supervisor import Process, Slot
+    from laraman.process.worker import Worker
     from laraman.protocols.ipc import Envelope
 
 logger = logging.getLogger("uvicorn.error")
@@ -147,13 +148,16 @@ class Commands:
         wanted = self._master.desired.get(name) if isinstance(name, str) and name in self._master.workers else None
         if wanted is None or not isinstance(name, str):
             client.answer(request, ok=False, error=f"no worker is called {name!r}")
-        elif any(worker.template == name for worker in self._master.workers.values()):
+        elif any(worker.template == name for worker in self._master.workers.values()) or self._is_the_only(self._master.workers[name]):
             client.answer(request, ok=False, error=f"there is one {name} for all")
         elif type(count) is not int or not 1 <= count <= MAX_COUNT:
             client.answer(request, ok=False, error=f"the count must be a whole number in 1..{MAX_COUNT}")
         else:
             wanted.count = count
             self._waiting.append((client, request, lambda: self._scale_outcome(name)))
+
+    def _is_the_only(self, worker: Worker) -> bool:
+        return bool(worker.inner) and not worker.count
 
     def _scale_outcome(self, name: str) -> dict[str, Any] | None:
         if self._master.phase == "stopping":
@@ -172,7 +176,7 @@ class Commands:
             "pid": os.getpid(),
             "version": VERSION,
             "app": master.config.app,
-            "addresses": [str(bind.address) for bind in master.binds],
+            "addresses": master.addresses,
             "started": master.started,
             "uptime": time.time() - master.started,
             "generation": max((wanted.generation for wanted in master.desired.values()), default=0),

@@ -142,7 +142,13 @@ class Master:
     @property
     def main(self) -> str:
         """The name of the main worker: the application's, else the first that is declared; empty when there is none."""
-        return HTTP if HTTP in self.workers else next((name for name, worker in self.workers.items() if not isinstance(worker, Loopless)), "")
+        candidates = (name for name, worker in self.workers.items() if not isinstance(worker, Loopless) and not worker.inner)
+        return HTTP if HTTP in self.workers else next(candidates, "")
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where others than the server itself connect."""
+        return [str(bind.address) for worker in self.workers.values() if not worker.inner for bind in worker.binds]
 
     @property
     def rolling(self) -> bool:
@@ -192,6 +198,9 @@ class Master:
         if refused:
             restart.refuse(self, refused)
         opening.open_directory(self)
+        if not refused:
+            opening.close_inherited(self)  # what is no longer wanted
+        opening.watch_inner(self)
         if (threads := thread_count()) > 1:
             logger.warning("The master has %d threads: a fork copies only one, and what the others hold locked stays locked", threads)
         # What is here now stays: a child that looks for garbage need not touch it, so its pages stay shared.
@@ -208,6 +217,8 @@ class Master:
             wanted.slots = before.slots
         kin = {name, worker.template, *(other.name for other in self.workers.values() if other.template == name)}
         adopted = [process.generation for process in self.processes if process.worker in kin]
+        if not wanted.count and any(process.worker == name and process.live for process in self.processes):
+            wanted.count = 1  # somebody has connected
         if adopted:
             wanted.generation = max(adopted)
             wanted.roll("restart")
@@ -249,7 +260,7 @@ class Master:
             self._first_boot = False
             events.emit(events.ServerStarted(server=self))
             if self.notify is not None:
-                where = ", ".join(str(bind.address) for bind in self.binds) or self.name
+                where = ", ".join(self.addresses) or self.name
                 self.notify(0, f"Laraman running on {where} [{os.getpid()}]")
         self.systemd.tick(self.phase, self.rolling, self.last_roll_error, now)
         return calm
@@ -279,6 +290,7 @@ class Master:
             self.exit_code = exit_code
             events.emit(events.ServerStopping(server=self))
             # Before the workers hear of it: a copy here would keep taking connections that nobody accepts any more.
+            opening.end_watch(self)
             for bind in self.binds:
                 bind.turn_away()
                 bind.close()

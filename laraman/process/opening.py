@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import selectors
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from laraman.errors import ConfigError, LaramanError
+from laraman.net.bind import Bind
 from laraman.process import daemon, restart
 from laraman.process.control import Control, listen
 from laraman.process.loopless import Loopless
@@ -14,6 +18,7 @@ from laraman.process.state import instance_name, open_state
 
 if TYPE_CHECKING:
     from laraman.process.master import Master
+    from laraman.process.worker import Worker
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -33,7 +38,45 @@ def open_binds(master: Master) -> None:
             bind.close()
             bind.unlink()
         raise
-    close_inherited(master)  # what is no longer wanted
+
+
+def open_inner(master: Master) -> None:
+    """Let the workers know where in the state directory they reach each other. Raises BootError."""
+    if master.state is None:
+        return
+    inner = [worker for worker in master.workers.values() if worker.inner]
+    paths = {worker.name: str(master.state.path / f"{worker.name}.sock") for worker in inner}
+    for worker in inner:
+        bind = Bind(f"{worker.inner}+unix://{paths[worker.name]}", master.config.backlog)
+        bind.mode = worker.mode
+        bind.take_over(master.inherited, 1)
+        worker.binds = [bind]
+    for worker in master.workers.values():
+        worker.inner_paths = paths
+
+
+def watch_inner(master: Master) -> None:
+    """Where a worker is not wanted before somebody connects, look out for that."""
+    for name, worker in master.workers.items():
+        for bind in worker.binds if worker.inner and not master.desired[name].count else ():
+            master.selector.register(bind.sockets[0], selectors.EVENT_READ, partial(_wanted, master, name))
+
+
+def _wanted(master: Master, name: str, mask: int) -> None:
+    master.desired[name].count = 1
+    _end_watch(master, master.workers[name])
+
+
+def _end_watch(master: Master, worker: Worker) -> None:
+    for made in worker.binds[0].sockets if worker.inner and worker.binds else ():
+        with suppress(KeyError):
+            master.selector.unregister(made)
+
+
+def end_watch(master: Master) -> None:
+    """Nobody is to come any more. Idempotent."""
+    for worker in master.workers.values():
+        _end_watch(master, worker)
 
 
 def _check_places(master: Master) -> None:
@@ -55,7 +98,7 @@ def close_inherited(master: Master) -> None:
 
 
 def open_directory(master: Master) -> None:
-    """The instance's name, state directory and control socket. Raises BootError when another server has them."""
+    """The instance's name, state directory, with what listens there, and control socket. Raises BootError when another server has them."""
     config = master.config
     bind = next((bind for worker in master.workers.values() if worker.main for bind in worker.binds), None)
     if bind is None:
@@ -68,6 +111,7 @@ def open_directory(master: Master) -> None:
         fallback = master.state.log_path if master.state else os.devnull
         daemon.output_to(os.path.abspath(config.log_file) if config.log_file else fallback)
     _share_leases(master)
+    open_inner(master)
     if master.state is None or master.control is not None:
         return
     try:

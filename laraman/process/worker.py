@@ -120,6 +120,9 @@ class Worker:
             self.handler = "laraman.asgi.service:Http"
         #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.
         self.template = ""
+        #: The scheme of its address in the state directory, ``NAME.sock``, which is for the processes of the server; empty when it has none. With a
+        #: count of 0 its process is started when somebody connects there.
+        self.inner = ""
         #: Whether this is the server's main worker: ``http``, or in a server without one the first of its program.
         self.main = name == HTTP
 
@@ -143,6 +146,8 @@ class Worker:
         self.running = False
         #: The names of the server's workers; without a master there is this one.
         self.colleagues: tuple[str, ...] = (name,)
+        #: The paths of those sockets, by the names of their workers; none without a state directory.
+        self.inner_paths: dict[str, str] = {}
         #: Descriptor of the directory that processes of the server keep leases in: -1 where it has none, None where this process is the whole server.
         self.leases: int | None = None
         #: The handler, when it was loaded before this process was forked.

@@ -15,4 +15,6 @@ def hub_worker() -> Worker:
 
     What it knows is in that process, so there is one, and a reload leaves it alone.
     """
-    return Worker(NAME, count=0, handler="laraman.channel.hub.service:Hub", exclusive=True, mode="600")
+    worker = Worker(NAME, count=0, handler="laraman.channel.hub.service:Hub", exclusive=True, mode="600")
+    worker.inner = "hub"
+    return worker
