@@ -7,6 +7,7 @@ import os
 import selectors
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laraman.errors import ConfigError, LaramanError
@@ -14,7 +15,7 @@ from laraman.net.bind import Bind
 from laraman.process import daemon, restart
 from laraman.process.control import Control, listen
 from laraman.process.loopless import Loopless
-from laraman.process.state import instance_name, open_state
+from laraman.process.state import LEASES, instance_name, open_state
 
 if TYPE_CHECKING:
     from laraman.process.master import Master
@@ -41,18 +42,26 @@ def open_binds(master: Master) -> None:
 
 
 def open_inner(master: Master) -> None:
-    """Let the workers know where in the state directory they reach each other. Raises BootError."""
+    """Let the workers know where they reach each other. Raises BootError.
+
+    Where some have users of their own, the sockets are beside the leases: to others than the server's processes that is closed, too.
+    """
     if master.state is None:
         return
+    config = master.config
+    configs = [worker.configured(config) for worker in master.workers.values()]
+    shared = any(config.user or config.group for config in configs)
+    directory = master.state.path / LEASES if shared else master.state.path
     inner = [worker for worker in master.workers.values() if worker.inner]
-    paths = {worker.name: str(master.state.path / f"{worker.name}.sock") for worker in inner}
     for worker in inner:
-        bind = Bind(f"{worker.inner}+unix://{paths[worker.name]}", master.config.backlog)
-        bind.mode = worker.mode
+        bind = Bind(f"{worker.inner}+unix://{directory / worker.name}.sock", config.backlog)
+        bind.mode = "666" if shared else "600"
         bind.take_over(master.inherited, 1)
         worker.binds = [bind]
     for worker in master.workers.values():
-        worker.inner_paths = paths
+        reached = Path(f"/proc/self/fd/{worker.leases}") if shared else directory
+        worker.state_path = str(master.state.path)
+        worker.inner_paths = {other.name: str(reached / f"{other.name}.sock") for other in inner}
 
 
 def watch_inner(master: Master) -> None:

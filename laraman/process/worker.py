@@ -120,8 +120,8 @@ class Worker:
             self.handler = "laraman.asgi.service:Http"
         #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.
         self.template = ""
-        #: The scheme of its address in the state directory, ``NAME.sock``, which is for the processes of the server; empty when it has none. With a
-        #: count of 0 its process is started when somebody connects there.
+        #: The scheme of its unix socket ``NAME.sock`` in the state directory, for the processes of the server; empty when it has none. With a count
+        #: of 0 its process is started when somebody connects there.
         self.inner = ""
         #: Whether this is the server's main worker: ``http``, or in a server without one the first of its program.
         self.main = name == HTTP
@@ -146,7 +146,9 @@ class Worker:
         self.running = False
         #: The names of the server's workers; without a master there is this one.
         self.colleagues: tuple[str, ...] = (name,)
-        #: The paths of those sockets, by the names of their workers; none without a state directory.
+        #: The state directory; empty where there is none. Processes with users of their own cannot enter it.
+        self.state_path = ""
+        #: The paths of the ``inner`` workers' sockets by their names, as this worker's processes can reach them.
         self.inner_paths: dict[str, str] = {}
         #: Descriptor of the directory that processes of the server keep leases in: -1 where it has none, None where this process is the whole server.
         self.leases: int | None = None

@@ -13,8 +13,8 @@ NAME = "hub"
 def hub_worker() -> Worker:
     """The hub of a server. It listens in the state directory, and its process is started when somebody connects there for the first time.
 
-    What it knows is in that process, so there is one, and a reload leaves it alone.
+    What it knows is in that process, so there is one, and a reload leaves it alone. Its journal is the master's user's.
     """
-    worker = Worker(NAME, count=0, handler="laraman.channel.hub.service:Hub", exclusive=True, mode="600")
+    worker = Worker(NAME, count=0, handler="laraman.channel.hub.service:Hub", exclusive=True, user="", group="")
     worker.inner = "hub"
     return worker

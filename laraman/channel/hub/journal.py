@@ -43,10 +43,12 @@ class Journal:
     def size(self) -> int:
         return sum(self._sizes.values())
 
-    @property
-    def oldest(self) -> int:
-        """The number of the file that could go, were it not for its jobs; 0 when there are few."""
-        return next(iter(self._sizes)) if len(self._sizes) > FEW else 0
+    def outgrown(self, live: int) -> int:
+        """The number of the oldest file, when the files are too large for jobs of ``live`` bytes, or too many for their size; else 0."""
+        size, files = self.size, len(self._sizes)
+        if files > FEW and (size > 3 * live + SEGMENT or files > FEW + 2 * size // SEGMENT):
+            return next(iter(self._sizes))
+        return 0
 
     # Reading ---------------------------------------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from laraman.channel.hub.clients import Client, Outbox
 
-#: Bytes of the jobs in one queue, besides the limit in jobs.
-MAX_SIZE = 512 * 1024 * 1024
+#: Bytes of the jobs in one queue, besides the limit in jobs; what one costs besides its data.
+MAX_SIZE, OVERHEAD = 512 * 1024 * 1024, 64
 
 _GIVEN = int(Op.GIVEN)
 
@@ -39,6 +39,11 @@ class Job:
         self.attempt = 0
         self.consumer: Consumer | None = None
         self.due = 0.0
+
+    @property
+    def size(self) -> int:
+        """Bytes, at least what it takes in the journal."""
+        return OVERHEAD + len(self.queue.name) + len(self.key) + len(self.data)
 
 
 class Consumer:
@@ -138,14 +143,14 @@ class Queues:
     def _enter(self, job: Job) -> None:
         queue = job.queue
         queue.jobs[job.number] = job
-        queue.size += len(job.data)
+        queue.size += job.size
         if job.key:
             queue.keys[job.key] = job.number
 
     def _leave(self, job: Job) -> None:
         queue = job.queue
         del queue.jobs[job.number]
-        queue.size -= len(job.data)
+        queue.size -= job.size
         if job.key:
             del queue.keys[job.key]
         self._forget(queue)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from laraman.channel.hub.clients import Client
 from laraman.channel.hub.core import Core
-from laraman.channel.hub.journal import SEGMENT, Journal
+from laraman.channel.hub.journal import Journal
 from laraman.channel.hub.locks import RETURN
 from laraman.channel.hub.records import put_record
 from laraman.errors import RemoteProtocolError
@@ -95,7 +95,7 @@ class Hub:
         self._loop: asyncio.AbstractEventLoop = worker.loop
         self._members: dict[Client, Member] = {}
         self._flushing = False
-        directory = Path(worker.binds[0].address.path).parent / JOURNAL
+        directory = Path(worker.state_path, JOURNAL)
         now = self._loop.time()
         try:
             directory.mkdir(mode=0o700)
@@ -174,10 +174,10 @@ class Hub:
             journal.release(job.segment for job in queues.written(segment, self._loop.time()))
 
     def _write_again(self) -> None:
-        """Let the oldest file of the journal go, when few of its jobs are left and the journal is much larger than they are."""
+        """Let the oldest file of the journal go, when that has become too large for the jobs that are left."""
         queues, journal = self.core.queues, self._journal
-        oldest = journal.oldest
-        if not oldest or journal.size < 3 * queues.size + SEGMENT:
+        oldest = journal.outgrown(queues.size)
+        if not oldest:
             return
         jobs = [job for job in queues.jobs() if job.segment == oldest]
         try:
