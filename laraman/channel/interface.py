@@ -73,7 +73,7 @@ class Channel:
         #: What others may call here.
         self.methods: dict[str, Callable[..., Any]] = {}
         self.worker: Any = current_worker.get()
-        self._answering = Methods(self.worker, self.methods)
+        self._answering = Methods(self.worker)
         self._watched: dict[str, _Watched] = {}
         self._works: set[Work] = set()
         self._pulling: dict[Work, asyncio.Task[None]] = {}
@@ -371,8 +371,8 @@ class Channel:
         raise NotImplementedError
 
     async def _call(self, name: str, slot: int | None, method: str, payload: bytes, timeout: float) -> bytes:
-        """The answer of that slot's process, or of any when ``slot`` is None. Raises TimeoutError, Busy, and LinkDown as soon as it is known that none
-        will come.
+        """The answer of that slot's process, or of any when ``slot`` is None. Raises TimeoutError, Busy, and LinkDown as soon as it is
+        known that none will come.
         """
         raise NotImplementedError
 
@@ -435,7 +435,7 @@ class Channel:
 
     def _called(self, method: str, payload: bytes, reply: Callable[[bytes], Any]) -> Callable[[], Any] | None:
         """A call for this process; ``reply`` is called with the answer, once, here and now or later. What is returned cancels it."""
-        return self._answering.called(method, payload, reply)
+        return self._answering.called(self.methods.get(method), method, payload, reply)
 
 
 async def _quietly(doing: Coroutine[Any, Any, Any]) -> None:

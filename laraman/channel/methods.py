@@ -39,16 +39,14 @@ def result_of(answer: bytes) -> Any:
 
 
 class Methods:
-    """Answers calls with ``functions``. In a ``worker`` each is an operation, a task of that method's name."""
+    """Answers calls. In a ``worker`` each is an operation, a task of that method's name."""
 
-    def __init__(self, worker: Any, functions: dict[str, Callable[..., Any]]) -> None:
-        self.functions = functions
+    def __init__(self, worker: Any) -> None:
         self._worker = worker
         self._running: set[asyncio.Task[None]] = set()
 
-    def called(self, method: str, payload: bytes, reply: Callable[[bytes], Any]) -> Callable[[], Any] | None:
+    def called(self, function: Callable[..., Any] | None, method: str, payload: bytes, reply: Callable[[bytes], Any]) -> Callable[[], Any] | None:
         """Answer a call, here and now if that can be; else what is returned cancels it."""
-        function = self.functions.get(method)
         if function is None:
             reply(encode([_RAISED, "LookupError", f"there is no method {method!r}", ""]))
             return None
@@ -94,9 +92,11 @@ class Methods:
         if self._worker is not None:
             self._worker.in_flight += 1
         try:
-            async with asyncio.timeout(seconds):  # nobody waits for it any longer
+            async with asyncio.timeout(seconds) as limit:
                 answer = _returned(method, await waiting)
         except Exception as exc:
+            if limit.expired():
+                return  # nobody waits for it any longer
             answer = _raised(exc)
         finally:
             if self._worker is not None:

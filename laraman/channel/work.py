@@ -130,6 +130,12 @@ class Work:
         self.held.discard(job)
         self._vacancy.set()
 
+    def lost(self) -> None:
+        """What was not taken is given to somebody else: the backend was away. Those that are being worked on may still be acknowledged."""
+        self._ready.clear()
+        self.held.clear()
+        self._vacancy.set()
+
     def end(self) -> None:
         """No more jobs; those that were not taken are not given out."""
         self._over = True
