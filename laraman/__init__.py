@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from laraman import errors, events
+    from laraman import channel, errors, events
     from laraman.asgi.server import Server
     from laraman.asgi.settings import Config
+    from laraman.channel import lock, table
     from laraman.cli import main
     from laraman.config import VERSION as __version__
     from laraman.errors import (
@@ -104,6 +105,7 @@ __all__ = [
     "__version__",
     "aemit",
     "after",
+    "channel",
     "connect",
     "cron",
     "emit",
@@ -111,11 +113,13 @@ __all__ = [
     "events",
     "every",
     "link",
+    "lock",
     "main",
     "on",
     "run",
     "run_workers",
     "supervise",
+    "table",
 ]
 
 #: Asked in this order for a name. Those that need asyncio are the last, so only the names that they alone have bring it in.
@@ -127,8 +131,10 @@ _MODULES = (
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("errors", "events"):
+    if name in ("channel", "errors", "events"):
         return import_module(f"laraman.{name}")
+    if name in ("lock", "table"):  # whose other names are for ``laraman.channel``
+        return getattr(import_module("laraman.channel"), name)
     if name == "__version__":
         return import_module("laraman.config").VERSION
     if name in __all__:

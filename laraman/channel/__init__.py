@@ -15,7 +15,8 @@
     await channel.call("http[2]", "hello", "you", timeout=1)
 
 These are the calls of the process's own channel, which ``--channel`` names and ``laraman connections`` shows: opened when it is first used,
-closed when the worker ends. ``connect`` is for programs outside of a server. `Channel` in ``laraman.channel.interface`` says what each of them does and raises.
+closed when the worker ends. ``connect`` is for programs outside of a server. `Channel` in ``laraman.channel.interface`` says what each of
+them does and raises.
 
 Only what is called brings in an event loop: methods can be declared in modules that a master imports too.
 """

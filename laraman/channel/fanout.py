@@ -23,8 +23,7 @@ async def fan_out(channel: Channel, websocket: Any, topic: str, *, publish: bool
     """Send the messages of ``topic`` to an accepted websocket, until it is closed: text and bytes as they are, anything else as JSON.
 
     What it sends is published there, with ``publish``; ``topic`` may be a pattern without. Up to ``queue`` messages wait while it does not read, then
-    see ``overflow`` in ``Channel.subscribe``; "close" ends its connection with 1013. ``websocket`` is Starlette's, or whatever has its ``receive`` and
-    ``send``.
+    see ``overflow`` in ``Channel.subscribe``; "close" ends its connection with 1013. ``websocket`` is Starlette's, or has its ``receive`` and ``send``.
     """
     async with channel.subscribe(topic, queue=queue, overflow=overflow) as subscription, anyio.create_task_group() as group:
 
@@ -33,7 +32,8 @@ async def fan_out(channel: Channel, websocket: Any, topic: str, *, publish: bool
                 async for message in subscription:
                     data = message.data
                     kind = "bytes" if isinstance(data, bytes) else "text"
-                    await websocket.send({"type": "websocket.send", kind: data if isinstance(data, (str, bytes)) else json.dumps(data, default=str)})
+                    sent = data if isinstance(data, (str, bytes)) else json.dumps(data, default=str)
+                    await websocket.send({"type": "websocket.send", kind: sent})
             except Busy:
                 await websocket.send({"type": "websocket.close", "code": 1013, "reason": "too slow"})
             group.cancel_scope.cancel()
