@@ -28,12 +28,12 @@ _running = False
 def run(app: Any, **options: Any) -> None:
     """Serve ``app`` until it is told to stop, as ``uvicorn.run`` does; ``options`` are those of ``laraman.Config``.
 
-    Alone in this process, or with a master where something is asked for that needs one: ``workers``, ``reload``, ``preload``, ``daemon``, an
-    embedded gateway; ``app`` is an import string then. Exits with 3 when the server cannot start. Raises what ``laraman.Config`` raises.
+    Alone in this process, or with a master where something is asked for that needs one: ``workers``, ``reload``, ``preload``, ``daemon``,
+    ``task_workers``, an embedded gateway; ``app`` is an import string then. Exits with 3 when the server cannot start. Raises what ``laraman.Config`` raises.
     """
     config = Config(app, **options)
     frozen = config.frozen()
-    if config.use_subprocess or frozen.preload or frozen.daemon or frozen.gateway.enabled or frozen.user or frozen.group:
+    if config.use_subprocess or frozen.preload or frozen.daemon or frozen.gateway.enabled or frozen.user or frozen.group or frozen.task_workers:
         if not isinstance(app, str):
             logger.warning("You must pass the application as an import string to enable 'reload' or 'workers'.")
             sys.exit(STARTUP_FAILURE)
@@ -71,7 +71,7 @@ def _be_master(config: Frozen, workers: Sequence[Worker] = ()) -> None:
 
     try:
         config = complete(replace(config, env_file=""))  # which has been read
-        if not config.app and not workers:
+        if not (config.app or workers or config.task_workers):
             raise ConfigError("there are no Workers to run")
         code = run(config, [*workers_of(config), *workers], lambda: None)
     except LaramanError as exc:

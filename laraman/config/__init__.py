@@ -144,6 +144,15 @@ class Config:
         metavar="URL",
         secret=True,
     )
+    task_workers: int = option(
+        0,
+        "Processes that run tasks: a number, `auto` (the CPUs this process may use) or `auto*N`.",
+        low=0,
+        high=4096,
+        parse=texts.workers,
+        metavar="NUMBER|auto",
+    )
+    task_queue: int = option(1000, "Tasks that may wait in one process for a free task worker; one more is Busy.", low=1)
     channel_queue: int = option(100_000, "Jobs that a queue of the channel may hold; a put more is Busy.", low=1)
     user: str = option(
         "", "User that the workers run as, by name or number, where root starts the server; its files are what they can read.", parse=texts.user

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 #: How much of a black box is read, in bytes: a stack of every thread, with room to spare.
 MAX_STACK = 64 * 1024
 
+#: Signals by which somebody else ends a process. SIGIO: the kernel has ended it because whoever waited for its task is gone (``laraman.tasks``).
+BLAMELESS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGIO})
+#: What a process has told the kernel to do.
+_MEANINGS = {signal.SIGIO: " (its task was given up)", signal.SIGALRM: " (its time was over)"}
+
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
 #: The outermost frames of every child: what the master was doing when it forked.
 _MASTERS_FRAMES = re.compile(r'^  File ".+children\.py", line \d+ in live\n(?:  File .+\n?)*', re.MULTILINE)
@@ -32,7 +37,7 @@ class Exit:
 
     def __str__(self) -> str:
         if self.signal is not None:
-            return f"killed by {signal_name(self.signal)}" + (" (out of memory?)" if self.oom else "")
+            return f"killed by {signal_name(self.signal)}" + (" (out of memory?)" if self.oom else _MEANINGS.get(self.signal, ""))
         return "exit status unknown" if self.code is None else f"exit code {self.code}"
 
 

@@ -26,7 +26,7 @@ from laraman.errors import ConfigError, LaramanError
 from laraman.process import announce, daemon, handover, opening, privileges, restart, watch
 from laraman.process.children import FORK_SECONDS, Child
 from laraman.process.commands import STATS, Commands, timers_in
-from laraman.process.exits import Exit, collect, in_words, oom_kills, thread_count
+from laraman.process.exits import BLAMELESS, Exit, collect, in_words, oom_kills, thread_count
 from laraman.process.loopless import Loopless
 from laraman.process.notify import Notifier
 from laraman.process.signals import wakeup
@@ -410,7 +410,7 @@ class Master:
             [other for other in self.processes if other.worker == process.worker],
             now,
             code=ending.code,
-            blameless=ending.signal in (signal.SIGKILL, signal.SIGTERM) and not ending.oom,
+            blameless=ending.signal in BLAMELESS and not ending.oom,
             first_boot=self._first_boot,
             served=[other for other in self.processes if self.desired[other.worker].template == process.worker],
         )

@@ -26,7 +26,8 @@ def wanted_of(master: Master, worker: Worker) -> Desired:
     return Desired(
         worker.count,
         boot_timeout=config.timeout_worker_boot,
-        beat_timeout=math.inf if waits else config.timeout_worker_healthcheck,  # whoever develops may stand in a debugger
+        # Whoever develops may stand in a debugger.
+        beat_timeout=math.inf if waits or worker.watches_itself else config.timeout_worker_healthcheck,
         stop_timeout=config.timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout,
         exclusive=worker.exclusive,
         template=worker.template,
