@@ -57,7 +57,7 @@ class Methods:
             args, kwargs, seconds = decode(payload)
             result, operation, context = self._begin(function, method, args, kwargs)
         except Exception as exc:
-            reply(_raised(exc))
+            reply(raised(exc))
             return None
         if type(result) in _PLAIN or not isawaitable(result):
             self._ended(operation)
@@ -97,7 +97,7 @@ class Methods:
         except Exception as exc:
             if limit.expired():
                 return  # nobody waits for it any longer
-            answer = _raised(exc)
+            answer = raised(exc)
         finally:
             if self._worker is not None:
                 self._worker.in_flight -= 1
@@ -125,10 +125,11 @@ def _returned(method: str, result: Any) -> bytes:
         encode(result, f"the result of {method}")
         return encode([_RAISED, "RuntimeError", f"the result of {method} cannot be encoded", ""])
     except LocalProtocolError as exc:
-        return _raised(exc)
+        return raised(exc)
 
 
-def _raised(exc: Exception) -> bytes:
+def raised(exc: Exception) -> bytes:
+    """The answer of a call that raised."""
     kind = type(exc)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     try:
