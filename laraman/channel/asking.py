@@ -26,8 +26,14 @@ logger = logging.getLogger("uvicorn.error")
 
 #: Bytes that are not left for the end of the turn.
 PIECE = 64 * 1024
+#: Seconds between two looks for questions whose time is over: a timer for each would cost more than the question.
+LOOK = 0.05
 #: How soon a hub is looked for again: it is on this machine, and started anew within moments.
 BACKOFF = Backoff(base=0.05, cap=1.0)
+
+_ERROR = int(Op.ERROR)
+#: What is an answer, as integers: those of an enum are looked up more slowly.
+_ANSWERS = frozenset(map(int, (Op.OK, Op.ERROR, Op.RESULT, Op.FAILURE)))
 
 #: Whose waiting the hub is told the end of.
 _CANCELLED = frozenset({Op.CALL, Op.CALL_ALL, Op.ACQUIRE, Op.TAKE, Op.WORK, Op.SUBSCRIBE})
@@ -58,19 +64,22 @@ def error_of(fault: str, text: str) -> Exception:
 class Question:
     """``answered`` is what the hub has to say about it."""
 
-    __slots__ = ("again", "data", "future", "op", "sent")
+    __slots__ = ("again", "data", "due", "future", "op", "seconds", "sent")
 
-    def __init__(self, op: int, data: bytes, again: bool) -> None:
+    def __init__(self, op: int, data: bytes, seconds: float, again: bool) -> None:
+        loop = asyncio.get_running_loop()
         self.op = op
         self.data = data
+        self.seconds = seconds
         self.again = again
         self.sent = False
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.due = loop.time() + seconds
+        self.future: asyncio.Future[Any] = loop.create_future()
 
     def answered(self, op: int, name: str, body: bytes) -> None:
         if self.future.done():
             return
-        if op == Op.ERROR:
+        if op == _ERROR:
             self.future.set_exception(error_of(name, body.decode(errors="replace")))
         else:
             self.future.set_result(body)
@@ -81,8 +90,8 @@ class QuestionToAll(Question):
 
     __slots__ = ("answers", "count")
 
-    def __init__(self, op: int, data: bytes, again: bool) -> None:
-        super().__init__(op, data, again)
+    def __init__(self, op: int, data: bytes, seconds: float, again: bool) -> None:
+        super().__init__(op, data, seconds, again)
         self.answers: list[tuple[str, bytes | Exception]] = []
         self.count = -1
 
@@ -90,11 +99,11 @@ class QuestionToAll(Question):
         if self.future.done():
             return
         if self.count < 0:
-            if op == Op.ERROR:
+            if op == _ERROR:
                 super().answered(op, name, body)
                 return
             (self.count,) = take(COUNT, body)
-        elif op == Op.ERROR:
+        elif op == _ERROR:
             text = body.decode(errors="replace")
             self.answers.append((text.partition(": ")[0], error_of(name, text)))
         else:
@@ -151,6 +160,7 @@ class Asking:
         self._there = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._looking: asyncio.TimerHandle | None = None
 
     # Life ------------------------------------------------------------------------------------------------------------------------
 
@@ -165,6 +175,8 @@ class Asking:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait({self._running})
+        if self._looking is not None:
+            self._looking.cancel()
 
     async def _greet(self, connection: Connection) -> None:
         connection.send_nowait(self._hello(self.number()))
@@ -262,18 +274,19 @@ class Asking:
 
     # Asking ----------------------------------------------------------------------------------------------------------------------
 
-    async def ask(self, op: Op, name: str, body: bytes, seconds: float, *, again: bool) -> bytes:
+    async def ask(self, op: int, name: str, body: bytes, seconds: float, *, again: bool) -> bytes:
         """The body of the answer. Raises what the hub says, and LinkDown when it says nothing in time: TimeoutError where others are waited for."""
         id = self.number()
-        answer: bytes = await self.ask_as(id, Question(op, frame(op, id, name, body), again), seconds)
+        answer: bytes = await self.ask_as(id, Question(op, frame(op, id, name, body), seconds, again))
         return answer
 
-    async def ask_as(self, id: int, question: Question, seconds: float) -> Any:
+    async def ask_as(self, id: int, question: Question) -> Any:
         self._questions[id] = question
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
         if self.connection is not None and self.connection.error is None:
             question.sent = True
             self.say(question.data)
-        timer = asyncio.get_running_loop().call_later(seconds, self._late, question, seconds)
         try:
             return await question.future
         except BaseException:
@@ -281,14 +294,17 @@ class Asking:
                 self.forget(id)
             raise
         finally:
-            timer.cancel()
             del self._questions[id]
 
-    def _late(self, question: Question, seconds: float) -> None:
-        if question.op in _WAITING and self.connection is not None:
-            self._fail(question, TimeoutError(f"there was no answer in {seconds:g} s"))
-        else:
-            self._fail(question, self._away(seconds))
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._looking = loop.call_later(LOOK, self._look) if self._questions else None
+        now = loop.time()
+        for question in self._questions.values():
+            if question.due <= now:
+                waits = question.op in _WAITING and self.connection is not None
+                late = TimeoutError(f"there was no answer in {question.seconds:g} s") if waits else self._away(question.seconds)
+                self._fail(question, late)
 
     def forget(self, id: int) -> None:
         """What goes by this number is not wanted any more."""
@@ -309,6 +325,3 @@ class Asking:
                     heard(op, id, name, body)
                 except Exception:
                     logger.exception("Link hub: what the hub said could not be worked on")
-
-
-_ANSWERS = frozenset({Op.OK, Op.ERROR, Op.RESULT, Op.FAILURE})

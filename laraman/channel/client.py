@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from laraman.channel.work import Work
     from laraman.net.connection import Connection
 
+#: Of what is said most often: as integers.
+_PUBLISH, _CALL, _RESULT = int(Op.PUBLISH), int(Op.CALL), int(Op.RESULT)
+
 logger = logging.getLogger("uvicorn.error")
 
 #: Messages of one pattern that the hub keeps while this process does not read; then the oldest are dropped, and counted.
@@ -61,14 +64,14 @@ class HubChannel(Channel):
         self._unwanted: dict[int, str] = {}  # locks that nobody waits for any more, and that may have been given
         self._served_methods: list[str] = []
         self._was_there = False
-        self._hears = {
-            Op.MESSAGE: self._hear_message,
-            Op.DROPPED: self._hear_dropped,
-            Op.GIVEN: self._hear_given,
-            Op.CALL: self._hear_call,
-            Op.CANCEL: self._hear_cancel,
-            Op.OK: self._hear_late_ok,
-            Op.ERROR: self._hear_error,
+        self._hears: dict[int, Callable[[int, str, bytes], None]] = {
+            int(Op.MESSAGE): self._hear_message,
+            int(Op.DROPPED): self._hear_dropped,
+            int(Op.GIVEN): self._hear_given,
+            int(Op.CALL): self._hear_call,
+            int(Op.CANCEL): self._hear_cancel,
+            int(Op.OK): self._hear_late_ok,
+            int(Op.ERROR): self._hear_error,
         }
 
     async def _open(self) -> None:
@@ -100,7 +103,7 @@ class HubChannel(Channel):
     async def _publish(self, topic: str, payload: bytes) -> None:
         if not self._line.reads:
             await self._line.room(ANSWER_SECONDS)
-        self._line.say(frame(Op.PUBLISH, 0, topic, payload))
+        self._line.say(frame(_PUBLISH, 0, topic, payload))
 
     async def _watch(self, pattern: str) -> None:
         id = self._line.number()
@@ -114,7 +117,7 @@ class HubChannel(Channel):
     async def _stand(self, id: int, op: Op, name: str, body: bytes) -> None:
         """Ask for something that is asked for anew whenever the hub is back."""
         self._line.standing[id] = data = frame(op, id, name, body)
-        await self._line.ask_as(id, Question(op, data, again=True), ANSWER_SECONDS)
+        await self._line.ask_as(id, Question(op, data, ANSWER_SECONDS, again=True))
 
     async def _unwatch(self, pattern: str) -> None:
         for id in [id for id, watched in self._patterns.items() if watched == pattern]:
@@ -208,16 +211,19 @@ class HubChannel(Channel):
         await self._line.ask(Op.METHODS, "", "\n".join(methods).encode(), ANSWER_SECONDS, again=True)
 
     async def _call(self, name: str, slot: int | None, method: str, payload: bytes, timeout: float) -> bytes:
-        target = f"{method}@{name}" if slot is None else f"{method}@{name}[{slot}]"
+        line = self._line
+        id = line.number()
+        data = frame(_CALL, id, f"{method}@{name}" if slot is None else f"{method}@{name}[{slot}]", SECONDS.pack(timeout) + payload)
         try:
-            return await self._line.ask(Op.CALL, target, SECONDS.pack(timeout) + payload, timeout, again=False)
+            answer: bytes = await line.ask_as(id, Question(_CALL, data, timeout, again=False))
+            return answer
         except TimeoutError:
             raise TimeoutError(f"{method} of {name if slot is None else f'{name}[{slot}]'} did not answer in {timeout:g} s") from None
 
     async def _call_all(self, name: str, method: str, payload: bytes, timeout: float) -> list[bytes | Exception]:
         id = self._line.number()
         data = frame(Op.CALL_ALL, id, f"{method}@{name}", SECONDS.pack(timeout) + payload)
-        answers = await self._line.ask_as(id, QuestionToAll(Op.CALL_ALL, data, again=False), timeout + LATE_SECONDS)
+        answers = await self._line.ask_as(id, QuestionToAll(Op.CALL_ALL, data, timeout + LATE_SECONDS, again=False))
         return [answer for _, answer in sorted(answers, key=lambda each: _slot(each[0]))]
 
     def _hear_call(self, id: int, name: str, body: bytes) -> None:
@@ -228,7 +234,7 @@ class HubChannel(Channel):
     def _reply(self, connection: Connection | None, id: int, answer: bytes) -> None:
         self._served.pop(id, None)
         if self._line.connection is connection:  # else it is another hub, which has given the number to another call
-            self._line.say(frame(Op.RESULT, id, "", answer))
+            self._line.say(frame(_RESULT, id, "", answer))
 
     def _hear_cancel(self, id: int, name: str, body: bytes) -> None:
         cancel = self._served.pop(id, None)
@@ -265,9 +271,9 @@ class HubChannel(Channel):
 
     async def _acquire(self, name: str, lease: float, timeout: float) -> int | None:
         id = self._line.number()
-        question = Question(Op.ACQUIRE, frame(Op.ACQUIRE, id, name, SECONDS.pack(lease)), again=True)
+        question = Question(Op.ACQUIRE, frame(Op.ACQUIRE, id, name, SECONDS.pack(lease)), timeout, again=True)
         try:
-            answer = await self._line.ask_as(id, question, timeout)
+            answer = await self._line.ask_as(id, question)
         except TimeoutError:
             self._give_up(id, name)
             return None
@@ -302,7 +308,7 @@ class HubChannel(Channel):
     # The rest --------------------------------------------------------------------------------------------------------------------
 
     def _heard(self, op: int, id: int, name: str, body: bytes) -> None:
-        hear = self._hears.get(op)  # type: ignore[call-overload]
+        hear = self._hears.get(op)
         if hear is not None:
             hear(id, name, body)
 

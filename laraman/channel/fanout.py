@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 async def fan_out(channel: Channel, websocket: Any, topic: str, *, publish: bool = True, queue: int = 100, overflow: str = "drop_oldest") -> None:
     """Send the messages of ``topic`` to an accepted websocket, until it is closed: text and bytes as they are, anything else as JSON.
 
-    What it sends is published there, with ``publish``; ``topic`` may be a pattern without. Up to ``queue`` messages wait while it does not read, then
-    see ``overflow`` in ``Channel.subscribe``; "close" ends its connection with 1013. ``websocket`` is Starlette's, or has its ``receive`` and ``send``.
+    What it sends is published there, with ``publish``; ``topic`` may be a pattern without. Up to ``queue`` messages wait while it does not read,
+    then see ``overflow`` in ``Channel.subscribe``; "close" ends its connection with 1013. ``websocket`` is Starlette's, or has its ``receive`` and
+    ``send``.
     """
     async with channel.subscribe(topic, queue=queue, overflow=overflow) as subscription, anyio.create_task_group() as group:
 

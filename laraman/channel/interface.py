@@ -149,8 +149,9 @@ class Channel:
         payload = encode_call(args, kwargs, timeout)
         if not self._open_now:
             await self._ready()
-        answer: bytes = await self._out_of_turn(self._call, name, slot, check_method(method), payload, timeout)
-        return result_of(answer)
+        if self.worker is not None and self.worker.sandbox.serial:
+            return result_of(await self._out_of_turn(self._call, name, slot, check_method(method), payload, timeout))
+        return result_of(await self._call(name, slot, check_method(method), payload, timeout))
 
     async def call_all(self, member: str, method: str, *args: Any, timeout: float = ANSWER_SECONDS, **kwargs: Any) -> list[Any]:
         """The same in all processes of the worker at once: results in the order of slots, and exceptions where there is none."""

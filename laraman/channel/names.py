@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from laraman.errors import LocalProtocolError
 
 #: Bytes of a key: of a table's entry or of a job.
 MAX_KEY = 1000
-#: Bytes of a topic, a pattern, or the name of a queue, a table, a lock.
-MAX_NAME = 255
+#: Bytes of a topic, a pattern, or the name of a queue, a table, a lock; and of a method.
+MAX_NAME, MAX_METHOD = 255, 200
+
 _WORD = r"[^\s.*>\x00-\x1f\x7f\ud800-\udfff]+"
 _TOPIC = re.compile(rf"{_WORD}(?:\.{_WORD})*")
 _PATTERN = re.compile(rf"(?:(?:{_WORD}|\*)(?:\.(?:{_WORD}|\*))*(?:\.>)?|>)")
-_MEMBER = re.compile(r"([^\s.*>\[\]@\x00-\x1f\x7f]+)(?:\[([0-9]{1,9})\])?")
+_METHOD = re.compile(r"[^\s@\x00-\x1f\x7f\ud800-\udfff]+")
+_MEMBER = re.compile(r"([^\s.*>\[\]@\x00-\x1f\x7f\ud800-\udfff]+)(?:\[([0-9]{1,9})\])?")
+
+
+@lru_cache(4096)  # the same few are used again and again
+def _fits(form: re.Pattern[str], name: str, size: int) -> re.Match[str] | None:
+    return form.fullmatch(name) if len(name.encode(errors="replace")) <= size else None
 
 
 def check_name(name: str, what: str = "topic") -> str:
     """``name`` if it is words joined by "."; else LocalProtocolError."""
-    if not isinstance(name, str) or not _TOPIC.fullmatch(name) or len(name.encode()) > MAX_NAME:
+    if not isinstance(name, str) or _fits(_TOPIC, name, MAX_NAME) is None:
         raise LocalProtocolError(f"{what} {name!r} is not words joined by '.', of {MAX_NAME} bytes at most and without spaces, '*' and '>'")
     return name
 
 
 def check_pattern(pattern: str) -> str:
     """``pattern`` if its words are words, "*" or, at the end, ">"; else LocalProtocolError."""
-    if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern) or len(pattern.encode()) > MAX_NAME:
+    if not isinstance(pattern, str) or _fits(_PATTERN, pattern, MAX_NAME) is None:
         raise LocalProtocolError(f"pattern {pattern!r} is not words joined by '.', of {MAX_NAME} bytes at most; '*' is a word, '>' the rest")
     return pattern
 
@@ -51,13 +59,14 @@ def check_key(key: str, whose: str) -> str:
 
 def parse_member(member: str) -> tuple[str, int | None]:
     """"http[2]" is slot 2 of "http". Raises LocalProtocolError."""
-    found = _MEMBER.fullmatch(member) if isinstance(member, str) else None
+    found = _fits(_MEMBER, member, MAX_NAME) if isinstance(member, str) else None
     if found is None:
         raise LocalProtocolError(f"{member!r} is no name of a worker, nor one with a slot, like 'http[2]'")
     return found[1], None if found[2] is None else int(found[2])
 
 
 def check_method(name: str) -> str:
-    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name.encode()) <= 200 or {*" @"} & {*name}:
-        raise LocalProtocolError(f"{name!r} is no name of a method")
+    """``name`` if it can be one of a method; else LocalProtocolError."""
+    if not isinstance(name, str) or _fits(_METHOD, name, MAX_METHOD) is None:
+        raise LocalProtocolError(f"{name!r} is no name of a method: there are spaces or an '@' in it, or more than {MAX_METHOD} bytes")
     return name
