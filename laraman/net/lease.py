@@ -184,9 +184,9 @@ class StoreLease(Lease):
                 self._until = asked + self._store.seconds * 0.8
                 self.seen = await self._store.noted(self)
         except LinkDown as exc:
-            self._store.away(exc)
+            self._store.outage.begins(exc)
             return False
-        self._store.back()
+        self._store.outage.ends()
         return taken
 
     async def lost(self) -> str:
@@ -201,10 +201,10 @@ class StoreLease(Lease):
                     if not await self._store.renew(self):
                         return "somebody else has its lease"
             except (LinkDown, TimeoutError) as exc:
-                self._store.away(exc)
+                self._store.outage.begins(exc)
                 pause = RETRY
             else:
-                self._store.back()
+                self._store.outage.ends()
                 self._until = asked + self._store.seconds * 0.8
                 pause = self._store.seconds / 3
 
@@ -219,7 +219,7 @@ class StoreLease(Lease):
                     return True
                 return False
             except LinkDown as exc:
-                self._store.away(exc)
+                self._store.outage.begins(exc)
                 await anyio.sleep(RETRY)
 
     async def give_back(self) -> None:

@@ -26,6 +26,28 @@ LEASE_SECONDS = 10.0
 ANSWER_SECONDS = 2.0
 
 
+class Outage:
+    """Says once that a server is away, and once that it is back. ``server`` is what it is called, ``meanwhile`` what becomes of what needs it."""
+
+    def __init__(self, server: str, url: str, meanwhile: str) -> None:
+        parts = urlsplit(url)
+        self.server = f"{server} {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"  # not the password
+        self._meanwhile = meanwhile
+        self._away = False
+
+    def begins(self, error: BaseException) -> None:
+        """It does not answer. Said once."""
+        if not self._away:
+            self._away = True
+            logger.warning("%s is away, %s: %s", self.server, self._meanwhile, str(error) or "no answer in time")
+
+    def ends(self) -> None:
+        """It answers."""
+        if self._away:
+            self._away = False
+            logger.info("%s is back", self.server)
+
+
 class Store:
     """The connection of one worker with the store. Every method that asks it raises LinkDown when there is no answer."""
 
@@ -34,21 +56,7 @@ class Store:
         self.prefix = prefix
         self.seconds = LEASE_SECONDS
         self.users = 0
-        parts = urlsplit(url)
-        self._where = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"  # not the password
-        self._away = False
-
-    def away(self, error: Exception) -> None:
-        """It does not answer. Said once."""
-        if not self._away:
-            self._away = True
-            logger.warning("The cluster's store %s is away, what runs once in the cluster waits for it: %s", self._where, str(error) or "no answer in time")
-
-    def back(self) -> None:
-        """It answers."""
-        if self._away:
-            self._away = False
-            logger.info("The cluster's store %s is back", self._where)
+        self.outage = Outage("The cluster's store", url, "what runs once in the cluster waits for it")
 
     async def take(self, lease: StoreLease) -> bool:
         """Make the entry with the lease's token, to end after ``seconds``, unless somebody else's is there."""
@@ -87,12 +95,10 @@ def store_of(worker: Any) -> Store:
 
 def open_store(url: str) -> Store:
     """The same for a URL; nothing is dialled before somebody asks it."""
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    prefix = query.pop("prefix", "laraman")
-    url = urlunsplit(parts._replace(query=urlencode(query)))
+    scheme = urlsplit(url).scheme
+    url, prefix = split_prefix(url)
     try:
-        if parts.scheme in ("redis", "rediss"):
+        if scheme in ("redis", "rediss"):
             from laraman.net.redis_store import RedisStore
 
             return RedisStore(url, prefix)
@@ -100,5 +106,13 @@ def open_store(url: str) -> Store:
 
         return NatsStore(url, prefix)
     except ImportError:
-        extra = "redis" if parts.scheme in ("redis", "rediss") else "nats"
-        raise ConfigError(f"cluster: a store of {parts.scheme}:// needs the extra {extra} (pip install 'laraman[{extra}]')") from None
+        extra = "redis" if scheme in ("redis", "rediss") else "nats"
+        raise ConfigError(f"cluster: a store of {scheme}:// needs the extra {extra} (pip install 'laraman[{extra}]')") from None
+
+
+def split_prefix(url: str) -> tuple[str, str]:
+    """``url`` without its prefix, and that: what names begin with there."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    prefix = query.pop("prefix", "laraman")
+    return urlunsplit(parts._replace(query=urlencode(query))), prefix
