@@ -55,6 +55,7 @@ class Methods:
             return None
         try:
             args, kwargs, seconds = decode(payload)
+            seconds = float(seconds)
             result, operation, context = self._begin(function, method, args, kwargs)
         except Exception as exc:
             reply(raised(exc))

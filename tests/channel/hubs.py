@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from laraman import channel
 from laraman.channel.hub.service import Hub
 from laraman.net.address import parse_address
-from laraman.net.bind import Bind
 from tests.net.serving import until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from laraman.channel.interface import Channel
+    from laraman.net.bind import Bind
 
 
 class AHub:

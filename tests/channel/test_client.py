@@ -1,0 +1,414 @@
+"""What the channel does while the hub is away and when it is back, and where two processes meet in the middle of something."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from laraman.channel.asking import PIECE
+from laraman.channel.methods import MAX_CALLS
+from laraman.errors import Busy, ConnectionClosed, LinkDown, LocalProtocolError, TaskError
+from laraman.protocols.hub import HELLO_BODY, Hub, Op
+from tests.net.serving import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from laraman.channel.interface import Channel
+    from tests.channel.hubs import AHub
+
+pytestmark = pytest.mark.anyio
+
+
+async def serving(hub: AHub, name: str = "b", slot: int = 0) -> Channel:
+    """A process that others call."""
+    client = hub.client(name=name, slot=slot)
+
+    @client.method
+    def add(x: int, y: int = 1) -> int:
+        return x + y
+
+    @client.method
+    async def sleep(seconds: float) -> str:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            cancelled.append(client)
+            raise
+        return "slept"
+
+    cancelled.clear()
+    await client._ready()
+    await until(lambda: any(known.methods for known in hub.hub._members if str(known) == f"{name}[{slot}]"))
+    return client
+
+
+#: Those whose call of ``sleep`` was cancelled.
+cancelled: list[Channel] = []
+
+
+# Calls ---------------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_calls_reach_any_process_or_that_of_a_slot(hub: AHub) -> None:
+    first, second = await serving(hub), await serving(hub, slot=1)
+    for client, number in ((first, 1), (second, 2)):
+        client.add_method("number", lambda number=number: number)
+    await until(lambda: all("number" in known.methods for known in hub.hub._members))
+    caller = hub.client()
+    assert [await caller.call("b[0]", "number"), await caller.call("b[1]", "number")] == [1, 2]
+    assert {await caller.call("b", "number") for _ in range(4)} == {1, 2}
+    assert await caller.call_all("b", "number") == [1, 2]
+    assert await caller.call_all("b[1]", "number") == [2]
+    assert await caller.call("b", "add", 3, y=4) == 7
+
+
+async def test_what_a_method_raises_comes_back_as_text(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    @server.method
+    def fail(kind: str) -> None:
+        raise {"value": ValueError("n\udc80o"), "busy": Busy("mine"), "odd": Odd()}[kind]
+
+    await until(lambda: all("fail" in known.methods for known in hub.hub._members if known.name))
+    with pytest.raises(TaskError, match=r"^ValueError: n") as caught:
+        await caller.call("b", "fail", "value")
+    assert (caught.value.type, caught.value.message) == ("ValueError", "n\\udc80o")
+    assert 'in fail\n    raise {"value"' in caught.value.traceback
+    with pytest.raises(TaskError, match=r"^laraman\.errors\.Busy: mine$"):
+        await caller.call("b", "fail", "busy")
+    with pytest.raises(TaskError, match="its text cannot be had: RuntimeError"):
+        await caller.call("b", "fail", "odd")
+    with pytest.raises(TaskError, match=r"^TypeError: .*missing 1 required positional argument"):
+        await caller.call("b", "fail")
+
+
+async def test_what_cannot_be_encoded_is_named_where_it_is_called(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+    with pytest.raises(LocalProtocolError, match=r"^args\[0\]\['user'\] is <object"):
+        await caller.call("b", "add", {"user": object()})
+    with pytest.raises(LocalProtocolError, match=r"^kwargs\['y'\] is \(1\+2j\)"):
+        await caller.call("b", "add", 1, y=1 + 2j)
+    server.add_method("odd", lambda: [{"x": {1, 2}}])
+    await until(lambda: any("odd" in known.methods for known in hub.hub._members))
+    with pytest.raises(TaskError, match=r"the result of odd\[0\]\['x'\] is \{1, 2\}: set cannot be sent"):
+        await caller.call("b", "odd")
+
+
+async def test_nobody_there_is_said_at_once(hub: AHub) -> None:
+    await serving(hub)
+    caller = hub.client()
+    with pytest.raises(LinkDown, match="no process of nobody is connected"):
+        await caller.call("nobody", "add", 1, timeout=30)
+    with pytest.raises(LinkDown, match=r"no process of b\[7\] is connected"):
+        await caller.call("b[7]", "add", 1, timeout=30)
+    with pytest.raises(LinkDown):
+        await caller.call_all("nobody", "add", 1, timeout=30)
+    with pytest.raises(TaskError, match="LookupError: b has no method 'nothing'"):
+        await caller.call("b", "nothing", timeout=30)
+
+
+async def test_a_call_that_takes_too_long_is_cancelled_over_there(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+    with pytest.raises(TimeoutError, match=r"sleep of b did not answer in 0\.2 s"):
+        await caller.call("b", "sleep", 60, timeout=0.2)
+    await until(lambda: cancelled == [server])
+    assert await caller.call("b", "sleep", 0) == "slept"
+    (late,) = await caller.call_all("b", "sleep", 60, timeout=0.2)
+    assert isinstance(late, TimeoutError)
+
+
+async def test_a_caller_that_is_cancelled_cancels_the_method(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+    calling = asyncio.create_task(caller.call("b", "sleep", 60, timeout=60))
+    await until(lambda: server._answering._running)
+    calling.cancel()
+    await until(lambda: cancelled == [server])
+    assert not caller._line._questions  # type: ignore[attr-defined]
+
+
+async def test_more_calls_than_a_process_takes_are_busy(hub: AHub) -> None:
+    await serving(hub)
+    caller = hub.client()
+    calls = [asyncio.create_task(caller.call("b", "sleep", 60, timeout=60)) for _ in range(MAX_CALLS + 1)]
+    (done,) = (await asyncio.wait(calls, timeout=10, return_when=asyncio.FIRST_COMPLETED))[0]
+    with pytest.raises(Busy, match=f"{MAX_CALLS} calls are being answered"):
+        done.result()
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+
+
+async def test_a_process_that_ends_while_it_is_called(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+    calling = asyncio.create_task(caller.call("b", "sleep", 60, timeout=60))
+    await until(lambda: server._answering._running)
+    await server.close()
+    with pytest.raises(LinkDown, match="went away before it answered"):
+        await asyncio.wait_for(calling, 10)
+    assert cancelled == [server]
+
+
+# The hub goes and comes back ------------------------------------------------------------------------------------------------------------
+
+
+async def test_subscriptions_methods_and_consumers_are_there_again(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+    async with caller.subscribe("a.>") as subscription, caller.work("q") as jobs:
+        await hub.kill()
+        await hub.start()
+        await until(lambda: any(known.methods for known in hub.hub._members))
+        await until(lambda: any(known.subscriptions and known.consumers for known in hub.hub._members))
+        await server.publish("a.b", "again")
+        assert (await asyncio.wait_for(anext(subscription), 10)).data == "again"
+        assert subscription.gaps == 1
+        await server.put("q", "job")
+        job = await asyncio.wait_for(anext(jobs), 10)
+        assert await job.ack()
+    assert await caller.call("b", "add", 1) == 2
+
+
+async def test_what_is_asked_while_the_hub_is_away_waits_for_it(hub: AHub) -> None:
+    client = hub.client()
+    await client.publish("a", 1)
+    await hub.kill()
+    waiting = [client.put("q", 1), client.publish("a", 2), client.table("t").set("k", 7), client.table("t").increment("n"), client.call("x", "y")]
+    tasks = [asyncio.create_task(doing) for doing in waiting]
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in tasks)
+    await hub.start()
+    done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    assert done[1:4] == [None, None, 1]
+    assert isinstance(done[4], LinkDown)
+    assert (await client.get("q", timeout=10)).data == 1
+
+
+async def test_what_cannot_be_asked_in_time_says_that_the_hub_is_away(hub: AHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laraman.channel.client.ANSWER_SECONDS", 0.2)
+    client = hub.client()
+    await client.publish("a", 1)
+    await hub.kill()
+    await until(lambda: client._line.connection is None)  # type: ignore[attr-defined]
+    for doing in (
+        client.publish("a", 1),
+        client.put("q", 1, timeout=0.2),
+        client.table("t").get("k"),
+        client.call("b", "add", 1, timeout=0.2),
+        client.get("q", timeout=0.2),
+        client.subscribe("a").__aenter__(),
+    ):
+        with pytest.raises(LinkDown, match="the hub is away: "):
+            await doing
+    await hub.start()
+
+
+async def test_calls_and_increments_under_way_fail_when_the_hub_goes(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+    calling = asyncio.create_task(caller.call("b", "sleep", 60, timeout=60))
+    await until(lambda: server._answering._running)
+    await hub.kill()
+    with pytest.raises(LinkDown, match="went away before it answered, what was asked may have been done"):
+        await asyncio.wait_for(calling, 10)
+    await until(lambda: cancelled == [server])
+    await hub.start()
+
+
+async def test_a_put_whose_answer_was_lost_is_put_once(hub: AHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = hub.client()
+    await client.publish("a", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("laraman.channel.hub.service.Member.write", lambda member, frames: None)
+        putting = asyncio.create_task(client.put("q", "once"))
+        await until(lambda: list(hub.hub.core.queues.jobs()))
+        await hub.kill()
+    await hub.start()
+    await asyncio.wait_for(putting, 10)
+    assert [job.data for job in hub.hub.core.queues.jobs()] == [b"\xa4once"]
+
+
+# Jobs, locks ----------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_consumer_has_not_acknowledged_is_given_to_others(hub: AHub) -> None:
+    first, second = hub.client(), hub.client()
+    for number in range(3):
+        await first.put("q", number)
+    with contextlib.suppress(ZeroDivisionError):
+        async with first.work("q", prefetch=2) as jobs:
+            assert await (await anext(jobs)).ack()
+            await anext(jobs)
+            raise ZeroDivisionError
+    given = [await second.get("q", timeout=10) for _ in range(2)]
+    assert sorted(job.data for job in given) == [1, 2]
+    assert [await job.ack() for job in given] == [True, True]
+
+
+async def test_a_job_that_somebody_else_has_by_now(hub: AHub) -> None:
+    first, second = hub.client(), hub.client()
+    await first.put("q", 1)
+    job = await first.get("q", timeout=10, visibility=0.2)
+    again = await second.get("q", timeout=10)
+    assert (again.id, again.attempt) == (job.id, 2)
+    assert not await job.ack()
+    assert not await job.extend()
+    assert await again.nack()
+    assert (await first.get("q", timeout=10)).attempt == 3
+
+
+async def test_a_job_that_comes_when_nobody_waits_any_more_is_given_back(hub: AHub) -> None:
+    client = hub.client()
+    getting = asyncio.create_task(client.get("q", timeout=60))
+    await until(lambda: any(known.consumers for known in hub.hub._members))
+    getting.cancel()
+    await asyncio.wait({getting})
+    with pytest.raises(TimeoutError, match=r"there was no job in queue q in 0\.1 s"):
+        await client.get("q", timeout=0.1)
+    await client.put("q", 1)
+    job = await hub.client().get("q", timeout=10)
+    assert job.data == 1
+
+
+async def test_a_full_queue_is_busy_and_a_key_is_queued_once(hub: AHub) -> None:
+    client = hub.client()
+    ids = {await client.put("q", 1, key="same") for _ in range(3)}
+    assert len(ids) == 1
+    for number in range(49):
+        await client.put("q", number)
+    with pytest.raises(Busy, match="queue q is full: 50 jobs"):
+        await client.put("q", 1)
+
+
+async def test_a_lock_is_one_process_s_at_a_time(hub: AHub) -> None:
+    first, second = hub.client(), hub.client()
+    async with first.lock("l") as held:
+        with pytest.raises(TimeoutError, match=r"lock l was not to be had in 0\.2 s"):
+            async with second.lock("l", timeout=0.2):
+                pass
+    async with second.lock("l", timeout=10) as after:
+        assert after.token > held.token
+
+
+async def test_who_is_cancelled_while_it_waits_for_a_lock_does_not_keep_it(hub: AHub) -> None:
+    first, second = hub.client(), hub.client()
+    async with first.lock("l"):
+        waiting = asyncio.create_task(second.lock("l", timeout=60).__aenter__())
+        await until(lambda: any(known.locks for known in hub.hub._members))
+        waiting.cancel()
+        await asyncio.wait({waiting})
+    async with first.lock("l", timeout=10):
+        pass
+
+
+async def test_a_lock_is_renewed_and_its_holder_learns_that_it_is_lost(hub: AHub) -> None:
+    first, second = hub.client(), hub.client()
+    async with first.lock("l", lease=0.3):
+        with pytest.raises(TimeoutError):
+            async with second.lock("l", timeout=1):
+                pass
+    reached = []
+
+    async def lose() -> None:
+        async with first.lock("l", lease=0.6) as lock:
+            await second._release("l", lock.token)  # as if it had been away for too long
+            reached.append(await second._acquire("l", 60, 10))
+            await asyncio.sleep(30)
+            reached.append(None)
+
+    with pytest.raises(LinkDown, match="lock l was lost: somebody else may have it"):
+        await asyncio.wait_for(lose(), 20)
+    assert len(reached) == 1
+
+
+async def test_tables(hub: AHub) -> None:
+    table, other = hub.client().table("t"), hub.client().table("t")
+    assert [await table.increment("n"), await other.increment("n", 4), await other.get("n")] == [1, 5, 5]
+    await table.set("d", {"a": [1.5, None]})
+    assert await other.get("d") == {"a": [1.5, None]}
+    assert await other.compare_and_set("d", {"a": [1.5, None]}, None)
+    assert await other.get("d", "gone") == "gone"
+    assert [await other.compare_and_set("d", 1, 2), await other.compare_and_set("d", None, True)] == [False, True]
+    assert await other.get("d") is True
+    assert sorted(await table.keys()) == ["d", "n"]
+    assert [await table.delete("d"), await table.delete("d")] == [True, False]
+    await table.set("text", "7")
+    with pytest.raises(LocalProtocolError):
+        await table.increment("text")
+    for wrong in (table.set("d", None), table.increment("d", 2**63), table.increment("d", 1.5), table.set("d", 1, ttl=0), table.get("")):  # type: ignore[arg-type]
+        with pytest.raises(LocalProtocolError):
+            await wrong
+    await table.set("soon", 1, ttl=0.2)
+    async with asyncio.timeout(10):
+        while await table.get("soon"):
+            await asyncio.sleep(0.02)
+
+
+# Much at once ---------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_publisher_that_never_rests_waits_for_the_hub_and_keeps_order(hub: AHub) -> None:
+    publisher, listener = hub.client(), hub.client()
+    text = "x" * (PIECE // 4)
+    async with listener.subscribe("a", queue=1000) as subscription:
+
+        async def publish() -> None:
+            for number in range(300):
+                await publisher.publish("a", [number, text])
+
+        publishing = asyncio.create_task(publish())
+        heard = [(await asyncio.wait_for(anext(subscription), 10)).data[0] for _ in range(300)]
+        assert heard == list(range(300))
+        await publishing
+
+
+async def test_a_hub_that_refuses_is_dialled_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What it says is in the log, and what waited says that it is away."""
+    from laraman import channel
+
+    wire = Hub()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ((op, id, name, body),) = wire.receive_data(await reader.read(65536))
+        assert (op, name, HELLO_BODY.unpack(body)[1]) == (Op.HELLO, "b", 3)
+        writer.write(wire.send((Op.ERROR, id, "bad", b"another version")))
+        writer.close()
+
+    server = await asyncio.start_unix_server(refuse, tmp_path / "hub.sock")
+    caplog.set_level(logging.WARNING)
+    client = channel.connect(f"unix://{tmp_path}/hub.sock", name="b", slot=3)
+    with pytest.raises(LinkDown, match="the hub is away: the hub refuses this process: bad another version"):
+        await client.put("q", 1, timeout=0.3)
+    assert "Link hub is down: the hub refuses this process: bad another version" in caplog.text
+    await client.close()
+    server.close()
+
+
+async def test_who_waits_when_the_channel_is_closed_is_told(hub: AHub) -> None:
+    client = hub.client()
+    getting = asyncio.create_task(client.lock("l", timeout=60).__aenter__())
+    other = asyncio.create_task(hub.client().lock("l", timeout=60).__aenter__())
+    done, _ = await asyncio.wait({getting, other}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    waiting = other if getting in done else getting
+    for open in hub.clients:
+        await open.close()
+    with pytest.raises(ConnectionClosed, match="the channel was closed"):
+        await asyncio.wait_for(waiting, 10)
+
+
+def test_urls_that_cannot_be() -> None:
+    from laraman import channel
+    from laraman.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="http:// is none of unix, redis"):
+        channel.connect("http://127.0.0.1")
+    with pytest.raises(ConfigError, match="this process is no worker"):
+        channel.current()
+
+
