@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from laraman.net.timer import after, cron, every
     from laraman.process.worker import Worker
     from laraman.running import run, run_workers
+    from laraman.tasks.calling import concurrently, map, submit
+    from laraman.tasks.declared import progress, task
 
 __all__ = [
     "Backoff",
@@ -106,6 +108,7 @@ __all__ = [
     "aemit",
     "after",
     "channel",
+    "concurrently",
     "connect",
     "cron",
     "emit",
@@ -115,18 +118,22 @@ __all__ = [
     "link",
     "lock",
     "main",
+    "map",
     "on",
+    "progress",
     "run",
     "run_workers",
+    "submit",
     "supervise",
     "table",
+    "task",
 ]
 
 #: Asked in this order for a name. Those that need asyncio are the last, so only the names that they alone have bring it in.
 _MODULES = (
     *("laraman.events", "laraman.errors", "laraman.process.worker", "laraman.asgi.settings", "laraman.running", "laraman.cli"),
-    *("laraman.net.timer", "laraman.net.consumer"),
-    *("laraman.net.link", "laraman.net.outbound", "laraman.asgi.server"),
+    *("laraman.net.timer", "laraman.net.consumer", "laraman.tasks.declared"),
+    *("laraman.net.link", "laraman.net.outbound", "laraman.asgi.server", "laraman.tasks.calling"),
 )
 
 
@@ -138,7 +145,8 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("laraman.config").VERSION
     if name in __all__:
-        for module in map(import_module, _MODULES):
+        for path in _MODULES:
+            module = import_module(path)
             if name in vars(module):
                 return globals().setdefault(name, vars(module)[name])
     raise AttributeError(f"module 'laraman' has no attribute {name!r}")

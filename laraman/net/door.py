@@ -34,7 +34,7 @@ PAUSE = 1.0
 #: Seconds that an arrival gets when the worker stops, and a client to answer the end of TLS.
 HURRY, LINGER = 2.0, 2.0
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Door:
@@ -111,7 +111,7 @@ class Door:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
-                if exc.errno in _EXHAUSTED:
+                if exc.errno in EXHAUSTED:
                     logger.error("Nothing is accepted for %g s: %s", PAUSE, exc.strerror)
                     self.loop.remove_reader(self._socket.fileno())
                     self._pause = self.loop.call_later(PAUSE, self.resume)

@@ -20,7 +20,7 @@ MAX_STACK = 64 * 1024
 #: Signals by which somebody else ends a process. SIGIO: the kernel has ended it because whoever waited for its task is gone (``laraman.tasks``).
 BLAMELESS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGIO})
 #: What a process has told the kernel to do.
-_MEANINGS = {signal.SIGIO: " (its task was given up)", signal.SIGALRM: " (its time was over)"}
+_MEANINGS: dict[int, str] = {signal.SIGIO: " (its task was given up)", signal.SIGALRM: " (its time was over)"}
 
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$', re.MULTILINE)
 #: The outermost frames of every child: what the master was doing when it forked.

@@ -71,6 +71,12 @@ class Cleaning:
                 action()
 
 
+def cleaned(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call it, in a thread that a pool of our own uses again: what is open cleans up behind it."""
+    wrappers = Cleaning._wrappers
+    return function(*args, **kwargs) if wrappers is None else wrappers.run(function, *args, **kwargs)
+
+
 class _Wrappers:
     """Both names, wrapped from now on until `remove`: ``clean`` is called after each call."""
 
@@ -78,7 +84,7 @@ class _Wrappers:
         self._clean = clean
         self._run_sync = run_sync = anyio.to_thread.run_sync
         self._submit = submit = ThreadPoolExecutor.submit
-        run = self._run
+        run = self.run
 
         async def cleaned_run_sync(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
             return await run_sync(partial(run, func), *args, **options)
@@ -98,7 +104,7 @@ class _Wrappers:
         if ThreadPoolExecutor.submit is self._ours[1]:
             ThreadPoolExecutor.submit = self._submit  # type: ignore[method-assign]
 
-    def _run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         outer = call()
         _thread.call = this = Call()
         try:

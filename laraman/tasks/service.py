@@ -1,0 +1,274 @@
+"""The handler of the worker "task": runs what its callers send, one task at a time.
+
+A plain function runs in a thread. While it does, what ends its process are its caller's end and its time, by the kernel (`laraman.tasks.leash`). It
+may hold the interpreter's lock for as long as it likes: that this process does not beat is no sign of anything then, and the master does not ask. At
+all other times, while an ``async`` function runs too, the loop has to turn: it puts off, again and again, the alarm with which the kernel ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from laraman.errors import ConnectionLost, RemoteProtocolError
+from laraman.net.connection import Connection
+from laraman.net.encoding import decode, encode
+from laraman.process.naming import resolve
+from laraman.protocols import task as wire
+from laraman.sandbox.operation import TASK, Operation
+from laraman.tasks.declared import as_task
+from laraman.tasks.door import TaskDoor
+from laraman.tasks.leash import Leash, end, limit
+from laraman.tasks.performing import perform, raised, result_of
+from laraman.tasks.thread import Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from laraman.net.bind import Bind
+    from laraman.tasks.declared import Task
+
+logger = logging.getLogger("uvicorn.error")
+
+#: Seconds that a task gets on top of its time: its caller, who has the same clock, is to be the first.
+MARGIN = 1.0
+#: Seconds that an ``async`` task has to end when it is cancelled.
+CANCEL_SECONDS = 2.0
+
+
+class Tasks:
+    """``entrance`` is its door; ``blocked`` says that a plain function runs."""
+
+    def on_start(self, worker: Any) -> None:
+        self.loop: asyncio.AbstractEventLoop = worker.loop
+        self.entrance: TaskDoor | Any = None
+        self.blocked = False
+        self._worker = worker
+        self._thread = Thread(worker.loop)
+        self._known: dict[str, Task[Any, Any]] = {}
+        #: Seconds that the loop may stand still; whoever develops may stand in a debugger.
+        self._patience = None if worker.config.reload else worker.config.timeout_worker_healthcheck
+        self._look()
+
+    def on_stop(self, worker: Any) -> None:
+        self._turn.cancel()
+        limit(None)
+
+    def connection(self, worker: Any, bind: Bind) -> Served:
+        return Served(self, worker)
+
+    def door(self, worker: Any, bind: Bind, factory: Callable[[], Served]) -> TaskDoor:
+        door = TaskDoor(worker, factory)
+        self.entrance = self.entrance or door  # another one is for who has come too late
+        return door
+
+    def _look(self) -> None:
+        """The loop turns."""
+        if not self.blocked and self._worker.stop_reason != "orphaned":
+            limit(self._patience)
+        self._turn = self.loop.call_later((self._patience or 60.0) / 4, self._look)
+
+    async def blocking(self, seconds: float | None, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function in the thread, where it may do what it likes for so many seconds."""
+        self.blocked = True
+        limit(None if seconds is None else seconds + MARGIN)
+        try:
+            return await self._thread.run(copy_context(), function, *args)
+        finally:
+            self.blocked = False
+            limit(self._patience)
+
+    async def find(self, name: str, blocking: Callable[..., Awaitable[Any]]) -> Task[Any, Any]:
+        """The task of that name. Raises ConfigError, and what its module raises when it is imported, which may take its time."""
+        found = self._known.get(name)
+        if found is None:
+            found = self._known[name] = as_task(await blocking(resolve, name, "task"))
+        return found
+
+
+class Served(Connection):
+    """A caller. One task at a time runs for it; when it hangs up, the task is to end, or else this process."""
+
+    __slots__ = ("_leash", "_leashed", "_news", "_seconds", "_telling", "name")
+
+    handler: Tasks
+    protocol: wire.Task
+
+    def __init__(self, tasks: Tasks, worker: Any) -> None:
+        # Without a buffer: it is to be known when everything that was written is on its way.
+        super().__init__(wire.Task(), tasks, worker, write_timeout=worker.config.timeout_write, write_buffer=0)
+        self.name = ""
+        self._leash: Leash | None = None  # as long as the transport is there
+        self._leashed = False  # a plain function runs, and nothing is being written
+        self._seconds: float | None = None
+        self._news: bytes | None = None
+        self._telling = False
+
+    # Its life --------------------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._leash = Leash(transport.get_extra_info("socket"))
+        self.handler.entrance.entered(self)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.protocol.waiting:
+            self.handler.entrance.wait_for_more()
+
+    def eof_received(self) -> bool | None:
+        super().eof_received()
+        return False
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        running, self._leash = self.running, None
+        super().connection_lost(exc)
+        if running is not None and not self.worker.stopping:
+            self._given_up(running)
+        self.handler.entrance.left(self)
+
+    def _given_up(self, running: asyncio.Task[None]) -> None:
+        """The caller has hung up while its task runs."""
+        if self.handler.blocked:
+            end()
+        logger.info("Task %s is cancelled: its caller has gone", self.name)
+        loop = self.handler.loop
+        loop.call_soon(running.cancel)
+        loop.call_later(CANCEL_SECONDS, lambda: None if running.done() else end())
+
+    def let_go(self, *replies: wire.Message) -> None:
+        """Send these, say that nothing more is taken, and close."""
+        if self.error is None:
+            data = b"".join(map(self.protocol.send, (*replies, (wire.GONE, b""))))
+            self.bytes_out += len(data)
+            self.messages_out += len(replies) + 1
+            self.transport.write(data)
+            self.close()
+
+    def shutdown(self) -> None:
+        self._closing_when_idle = True
+        if self.running is None:
+            self.let_go()
+
+    # Its task --------------------------------------------------------------------------------------------------------------------
+
+    def _handle_message(self, message: wire.Message) -> None:
+        if self.handler.entrance.running:  # for somebody else who was let in meanwhile
+            self.let_go()
+            return
+        try:
+            name, args, kwargs, seconds = _request(message)
+        except RemoteProtocolError as exc:
+            self._refuse(exc)
+            return
+        self.name, self._seconds = name, seconds
+        self.handler.entrance.begin()
+        operation = Operation(TASK, name)
+        self._await("on_message", operation, self.worker.sandbox.context(operation), self._answer(operation, args, kwargs))
+
+    async def _answer(self, operation: Operation, args: list[Any], kwargs: dict[str, Any]) -> None:
+        try:
+            reply = await self._outcome(operation, args, kwargs)
+        finally:
+            following = self.handler.entrance.end()
+            if following is not None and self.error is not None:
+                self.handler.entrance.take(following)
+        replies = (reply,) if self._news is None else ((wire.PROGRESS, self._news), reply)
+        self._news = None
+        await self.writable()
+        if following is not None or self._closing_when_idle:
+            self.let_go(*replies)
+            if following is not None:
+                self.handler.entrance.take(following)
+        else:
+            for each in replies:
+                await self.send(each)
+
+    async def _outcome(self, operation: Operation, args: list[Any], kwargs: dict[str, Any]) -> wire.Message:
+        """The answer. Raises when there is nobody for it."""
+        wrapper = self.worker.sandbox.wrapper(TASK)
+        try:
+            work = self._perform(args, kwargs) if wrapper is None else wrapper(operation, self._perform, args, kwargs)
+            if self._seconds is None:
+                return wire.DONE, await work
+            async with asyncio.timeout(self._seconds + MARGIN):
+                return wire.DONE, await work
+        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as exc:
+            if self.error is not None:
+                raise
+            return wire.FAILED, raised(exc)
+
+    async def _perform(self, args: list[Any], kwargs: dict[str, Any]) -> bytes:
+        task = await self.handler.find(self.name, self._blocking)
+        return result_of(task, await perform(task, args, kwargs, blocking=self._blocking, part=self._part, tell=self._tell))
+
+    async def _blocking(self, function: Callable[..., Any], *args: Any) -> Any:
+        self._leashed = True
+        self._hold()
+        try:
+            return await self.handler.blocking(self._seconds, function, *args)
+        finally:
+            self._leashed = False
+            self._loose()
+
+    def _hold(self) -> None:
+        """Raises ConnectionLost when the caller has hung up already."""
+        if self._leash is not None and self._leashed and not self.writing_paused:
+            self._leash.hold()
+
+    def _loose(self) -> None:
+        if self._leash is not None:
+            self._leash.loose()
+
+    # What it says while it runs: the leash is loose then, because that the caller reads is an event, too ----------------------------
+
+    async def _part(self, value: Any) -> None:
+        payload = encode(value, f"what {self.name} yields")
+        leashed, self._leashed = self._leashed, False
+        self._loose()
+        try:
+            await self.send((wire.PART, payload))
+            await self.drained()
+        finally:
+            self._leashed = leashed
+        self._hold()
+
+    def _tell(self, value: Any) -> None:
+        """In whatever thread. What could not be sent yet is replaced."""
+        self._news = encode(value, f"the progress of {self.name}")
+        if not self._telling:
+            self._telling = True
+            self.handler.loop.call_soon_threadsafe(self._tell_news)
+
+    def _tell_news(self) -> None:
+        self._telling = False
+        if self._news is None or self.writing_paused or self.error is not None:
+            return
+        news, self._news = self._news, None
+        self._loose()
+        self.send_nowait((wire.PROGRESS, news))
+        with contextlib.suppress(ConnectionLost):  # the loop will hear of it in a moment
+            self._hold()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._tell_news()
+        with contextlib.suppress(ConnectionLost):
+            self._hold()
+
+    def row(self) -> dict[str, Any]:
+        """With the task that runs."""
+        return {**super().row(), "name": self.name if self.running is not None else ""}
+
+
+def _request(message: wire.Message) -> tuple[str, list[Any], dict[str, Any], float | None]:
+    """Raises RemoteProtocolError for what is no call of a task."""
+    op, payload = message
+    match decode(payload) if op == wire.RUN else None:
+        case [str(name), [*args], dict() as kwargs, None | int() | float() as seconds]:
+            return name, args, kwargs, seconds
+        case _:
+            raise RemoteProtocolError("it is no call of a task")
