@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from laraman.channel.interface import Channel
-    from laraman.channel.lock import Lock
+    from laraman.channel.jobs import Job, Work
+    from laraman.channel.locks import Lock
     from laraman.channel.subscription import Subscription
-    from laraman.channel.table import Table
-    from laraman.channel.work import Job, Work
+    from laraman.channel.tables import Table
 
 F = TypeVar("F", bound="Callable[..., Any]")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from laraman.channel.asking import Asking, Gone, Question, QuestionToAll
 from laraman.channel.interface import ANSWER_SECONDS, Channel
-from laraman.channel.work import Job
+from laraman.channel.jobs import Job
 from laraman.protocols.hub import (
     COUNT,
     DROP_OLDEST,
@@ -36,8 +36,8 @@ from laraman.protocols.hub import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from laraman.channel.table import Value
-    from laraman.channel.work import Work
+    from laraman.channel.jobs import Work
+    from laraman.channel.tables import Value
     from laraman.net.connection import Connection
 
 #: Of what is said most often: as integers.

@@ -26,20 +26,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import anyio
 
 from laraman.channel.encoding import encode, encode_call
-from laraman.channel.lock import Lock
+from laraman.channel.jobs import Work
+from laraman.channel.locks import Lock
 from laraman.channel.methods import Methods, result_of
 from laraman.channel.names import check_key, check_method, check_name, parse_member
 from laraman.channel.subscription import Message, Subscription
-from laraman.channel.table import Table
-from laraman.channel.work import Work
+from laraman.channel.tables import Table
 from laraman.errors import ConnectionClosed, LinkDown
 from laraman.net.current import current_worker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from laraman.channel.table import Value
-    from laraman.channel.work import Job
+    from laraman.channel.jobs import Job
+    from laraman.channel.tables import Value
 
 F = TypeVar("F", bound="Callable[..., Any]")
 

@@ -33,11 +33,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from laraman.channel.interface import ANSWER_SECONDS, Channel
+from laraman.channel.jobs import Job
 from laraman.channel.names import matches
 from laraman.channel.redis_scripts import ACK, ACQUIRE, COMPARE_AND_SET, EXTEND, INCREMENT, NACK, PUT, RELEASE, RENEW, SWEEP
 from laraman.channel.redis_wire import News, Wire
 from laraman.channel.remote import Remote
-from laraman.channel.work import Job
 from laraman.errors import Busy, ConfigError, LinkDown, LocalProtocolError, RemoteProtocolError
 from laraman.net.store import Outage, split_prefix
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from laraman.channel.remote import Call
-    from laraman.channel.table import Value
+    from laraman.channel.tables import Value
 
 logger = logging.getLogger("uvicorn.error")
 
