@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 class Client:
     """One connection. ``name`` and ``slot`` are its worker's.
 
-    ``out`` are the frames that have not been written yet. While it is ``full``, because it does not read, it is sent answers to what it has asked,
-    and nothing else: messages wait by their subscriptions' policies, jobs and calls go to others.
+    ``out`` are the frames that have not been written yet, ``owed`` the bytes of those that it has asked for. While it is ``full``, because it
+    does not read, it is sent answers to what it has asked, and nothing else: messages wait by their subscriptions' policies, jobs and calls go to
+    others.
     """
 
-    __slots__ = ("calls", "consumers", "full", "greeted", "locks", "methods", "name", "out", "pid", "serving", "slot", "subscriptions")
+    __slots__ = (
+        *("name", "slot", "pid", "greeted", "full", "out", "owed"),
+        *("subscriptions", "consumers", "locks", "methods", "serving", "calls"),
+    )
 
     def __init__(self) -> None:
         self.name = ""
@@ -29,6 +33,7 @@ class Client:
         self.pid = 0
         self.greeted = False
         self.out: list[bytes] = []
+        self.owed = 0
         self.full = False
         self.subscriptions: dict[int, Subscription] = {}
         self.consumers: dict[int, Consumer] = {}
@@ -60,6 +65,7 @@ class Outbox:
         if not client.out:
             self.dirty.append(client)
         client.out.append(data)
+        client.owed += len(data)
 
     def answer(self, client: Client, id: int, body: bytes = b"") -> None:
         """OK, if there was a question."""

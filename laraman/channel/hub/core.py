@@ -18,12 +18,15 @@ from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.protocols.hub import HELLO_BODY, VERSION, Fault, Op, take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from laraman.protocols.hub import Message
 
     #: Who says it, the frame's id, name and body, and when.
     Handler = Callable[[Client, int, str, bytes, float], None]
+
+#: Bytes of answers to one client before they are sent and it is heard again.
+MAX_OWED = 4 * 1024 * 1024
 
 
 class Core:
@@ -64,10 +67,15 @@ class Core:
             Op.RELEASE: locks.release,
         }
 
-    def receive(self, client: Client, messages: Iterable[Message], now: float) -> None:
-        """Raises RemoteProtocolError when this is no client of a hub's; one that only asks what makes no sense is told so."""
+    def receive(self, client: Client, messages: Sequence[Message], now: float) -> Sequence[Message]:
+        """Returns the messages that are to be said again when the client has been sent what it is owed: short questions may have long answers.
+
+        Raises RemoteProtocolError when this is no client of a hub's; one that only asks what makes no sense is told so.
+        """
         ops = self._ops
-        for op, id, name, body in messages:
+        for i, (op, id, name, body) in enumerate(messages):
+            if client.owed > MAX_OWED:
+                return messages[i:]
             if not client.greeted:
                 self._greet(client, op, id, name, body)
                 continue
@@ -78,6 +86,7 @@ class Core:
                 handler(client, id, name, body, now)
             except (RemoteProtocolError, LocalProtocolError) as exc:
                 self.outbox.refuse(client, id, Fault.BAD, str(exc))
+        return ()
 
     def _greet(self, client: Client, op: int, id: int, name: str, body: bytes) -> None:
         if op != Op.HELLO:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +18,23 @@ from laraman.channel.hub.core import Core
 from laraman.channel.hub.journal import Journal
 from laraman.channel.hub.locks import RETURN
 from laraman.channel.hub.records import put_record
-from laraman.errors import RemoteProtocolError
+from laraman.errors import ConnectionLost, RemoteProtocolError
 from laraman.net.connection import Connection
 from laraman.protocols.hub import Hub as Wire
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from laraman.net.bind import Bind
+    from laraman.protocols.hub import Message
 
 logger = logging.getLogger("uvicorn.error")
 
 #: Seconds between two looks at the clock.
 TICK = 0.1
-#: Bytes written and not read from which on a client is full, and from which on it is not heard either: it asks and does not read the answers.
-FULL, DEAF = 1024 * 1024, 32 * 1024 * 1024
+#: Bytes written and not read from which on a client is full, from which on it is not heard either, because it asks and does not read the answers, and
+#: from which on it is sent away.
+FULL, DEAF, MOST = 1024 * 1024, 8 * 1024 * 1024, 256 * 1024 * 1024
 #: The part of a stop's time in which the server's workers, which stop too, may still say something.
 WORKERS_PART = 2 / 3
 #: Seconds of a stop in which what was said last is read.
@@ -39,9 +44,9 @@ JOURNAL = "hub"
 
 
 class Member(Connection):
-    """One connection. Its frames are not operations: they are passed on."""
+    """One connection. Its frames are not operations: they are passed on. ``unheard`` are those that come when it has been sent what it is owed."""
 
-    __slots__ = ("client",)
+    __slots__ = ("client", "unheard")
 
     handler: Hub
     protocol: Wire
@@ -50,25 +55,46 @@ class Member(Connection):
         super().__init__(Wire(), hub, worker, write_timeout=worker.config.timeout_write, write_buffer=FULL)
         self.operates_for = None
         self.client = Client()
+        self.unheard: Sequence[Message] = ()
 
     def _receive(self, data: bytes) -> None:
         if self.error is not None:
             return
         try:
             messages = self.protocol.receive_data(data)
-            self.handler.heard(self.client, messages)
         except RemoteProtocolError as exc:
             self._refuse(exc)
             return
         self.messages_in += len(messages)
         self.worker.requests += len(messages)
+        self._hear([*self.unheard, *messages] if self.unheard else messages)
+
+    def _hear(self, messages: Sequence[Message]) -> None:
+        try:
+            self.unheard = self.handler.heard(self.client, messages)
+        except RemoteProtocolError as exc:
+            self._refuse(exc)
+        else:
+            if self.unheard:
+                self.pause()
+
+    def go_on(self) -> None:
+        """It has been sent what it is owed, and reads."""
+        if self.error is None and self.unheard:
+            self._hear(self.unheard)
+        if not self.unheard:
+            self.resume()
 
     def write(self, frames: list[bytes]) -> None:
         data = b"".join(frames)
         self.bytes_out += len(data)
         self.messages_out += len(frames)
         self.transport.write(data)
-        if self.writing_paused and self.transport.get_write_buffer_size() > DEAF:
+        unread = self.transport.get_write_buffer_size() if self.writing_paused else 0
+        if unread > MOST:
+            logger.warning("%s: %d bytes of what it has asked for are not read, the connection is closed", self, unread)
+            self.abort(ConnectionLost("it does not read"))
+        elif unread > DEAF:
             self.pause()
 
     def pause_writing(self) -> None:
@@ -79,7 +105,7 @@ class Member(Connection):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.handler.drained(self)
-        self.resume()
+        self.go_on()
 
     def row(self) -> dict[str, Any]:
         return {**super().row(), "name": str(self.client)}
@@ -91,17 +117,19 @@ class Hub:
     core: Core
 
     def on_start(self, worker: Any) -> None:
-        """Take over the jobs that the journal has. Raises OSError where there can be none."""
+        """Take over the jobs that the journal has."""
         self._loop: asyncio.AbstractEventLoop = worker.loop
         self._members: dict[Client, Member] = {}
         self._flushing = False
         directory = Path(worker.state_path, JOURNAL)
         now = self._loop.time()
+        closed_until = 0.0
         try:
             directory.mkdir(mode=0o700)
-            closed_until = 0.0
         except FileExistsError:  # the one before has left jobs, or holders of locks, or was killed
             closed_until = now + RETURN
+        except OSError as exc:  # there is much that can be done without
+            logger.error("Hub: no journal in %s, nothing can be put into queues: %s", directory, exc.strerror)
         self.core = Core(limit=worker.config.channel_queue, used=time.time_ns() // 1000, closed_until=closed_until)
         self._journal = Journal(directory)
         jobs = self._journal.replay()
@@ -124,10 +152,10 @@ class Hub:
 
     # One turn --------------------------------------------------------------------------------------------------------------------
 
-    def heard(self, client: Client, messages: Any) -> None:
-        """Raises RemoteProtocolError."""
+    def heard(self, client: Client, messages: Sequence[Message]) -> Sequence[Message]:
+        """Those that are left. Raises RemoteProtocolError."""
         try:
-            self.core.receive(client, messages, self._loop.time())
+            return self.core.receive(client, messages, self._loop.time())
         finally:
             self._flush_soon()
 
@@ -156,12 +184,17 @@ class Hub:
             clients, core.outbox.dirty = core.outbox.dirty, []
             for client in clients:
                 frames, client.out = client.out, []
+                client.owed = 0
                 member = self._members.get(client)
                 if member is None or member.error is not None:
                     continue
                 member.write(frames)
-                if client.full and not member.writing_paused:
+                if member.writing_paused:
+                    continue
+                if client.full:
                     core.resume(client, self._loop.time())
+                if member.unheard:
+                    self._loop.call_soon(member.go_on)
 
     def _write_journal(self) -> None:
         queues, journal = self.core.queues, self._journal
@@ -209,5 +242,6 @@ class Hub:
         self._timer.cancel()
         self._flush()
         self._journal.close()
-        if not self.core.locks.held and not self._journal.size:
-            self._journal.directory.rmdir()
+        if not self.core.locks.held:
+            with suppress(OSError):  # jobs are in it
+                self._journal.directory.rmdir()

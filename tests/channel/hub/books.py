@@ -37,7 +37,7 @@ class Books:
         dirty, self.core.outbox.dirty = self.core.outbox.dirty, []
         for other in dirty:
             self.heard.setdefault(other, []).extend(Hub().receive_data(b"".join(other.out)))
-            other.out = []
+            other.out, other.owed = [], 0
         return self.heard.pop(client, [])
 
     def wait(self, seconds: float) -> None:
