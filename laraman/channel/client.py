@@ -45,8 +45,8 @@ _PUBLISH, _CALL, _RESULT = int(Op.PUBLISH), int(Op.CALL), int(Op.RESULT)
 
 logger = logging.getLogger("uvicorn.error")
 
-#: Messages of one pattern that the hub keeps while this process does not read; then the oldest are dropped, and counted.
-HUB_QUEUE = 10_000
+#: Messages of one pattern that the hub keeps while this process does not read (32 MiB at most); then the oldest are dropped, and counted.
+HUB_QUEUE = 100_000
 #: Seconds after the deadline of a call to all in which the hub says who has not answered.
 LATE_SECONDS = 1.0
 

@@ -16,8 +16,8 @@ from laraman.errors import LocalProtocolError, RemoteProtocolError
 
 #: Bytes of one encoded message, job, call or value.
 MAX_PAYLOAD = 8 * 1024 * 1024
-#: Levels of lists and dicts in one another.
-MAX_DEPTH = 500
+#: Levels of lists and dicts in one another to which it is looked for what cannot be encoded.
+MAX_DEPTH = 100
 
 _CONTAINERS = (dict, list, tuple)
 _SCALARS = (type(None), bool, float, bytes, bytearray, memoryview)
@@ -60,11 +60,11 @@ _packers = _Packers()
 def _pack(data: Any) -> bytes | None:
     try:
         payload: bytes = _packers.pack(data)
+        # That keys are str is what its decoder asks for, not its encoder.
+        return payload if type(data) not in _CONTAINERS or _has_str_keys(data) else None
     except Exception:  # it has many kinds, none of which says where
         _packers.__init__()  # type: ignore[misc]
         return None
-    # That keys are str is what its decoder asks for, not its encoder.
-    return payload if type(data) not in _CONTAINERS or _has_str_keys(data) else None
 
 
 def _has_str_keys(container: Any) -> bool:
@@ -89,7 +89,7 @@ def _fitting(payload: bytes, what: str) -> bytes:
 def _find(value: Any, where: str, depth: int) -> str:
     """Which value it is, and what is wrong with it; empty when nothing is."""
     if depth > MAX_DEPTH:
-        return f"{where[:100]}... is nested more than {MAX_DEPTH} levels deep"
+        return f"{where[:60]}... is nested too deep"
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -98,7 +98,10 @@ def _find(value: Any, where: str, depth: int) -> str:
                 return found
         return ""
     if isinstance(value, (list, tuple)):
-        return next(filter(None, (_find(inner, f"{where}[{index}]", depth + 1) for index, inner in enumerate(value))), "")
+        for index, inner in enumerate(value):
+            if found := _find(inner, f"{where}[{index}]", depth + 1):
+                return found
+        return ""
     return _fault(value, where)
 
 
