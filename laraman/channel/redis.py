@@ -254,10 +254,10 @@ class RedisChannel(Channel):
             if until < asyncio.get_running_loop().time():
                 there = await self._ask_members(name)
             while there := _of_slot(there, slot):
-                call.whom = there[-1] if slot is not None else random.choice(there)
+                call.asked, call.whom = True, there[-1] if slot is not None else random.choice(there)
                 if await self._commands.ask("PUBLISH", call.whom, question):
                     return
-                call.whom = ""
+                call.asked, call.whom = False, ""
                 there = await self._ask_members(name)
             raise LinkDown(f"there is no process {member} that has methods")
 
@@ -277,7 +277,7 @@ class RedisChannel(Channel):
 
         async def send(question: bytes, call: Call) -> None:
             nonlocal there
-            call.whom = inbox
+            call.asked, call.whom = True, inbox
             there = bool(await self._commands.ask("PUBLISH", inbox, question))
             if not there:
                 raise LinkDown("nobody is there")

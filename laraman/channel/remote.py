@@ -27,19 +27,22 @@ logger = logging.getLogger("uvicorn.error")
 
 #: Seconds between two looks at whether those who were called are still there.
 LOOK_SECONDS = 1.0
+_UNKNOWN = "whether the call was carried out is not known"
 
 
 class Call:
-    """One that waits for its answer. ``whom``: where the process that answers is spoken to, once it is known."""
+    """One that waits for its answer. ``asked``: the question may have been sent. ``whom``: where who answers is spoken to, once it is known."""
 
-    def __init__(self, member: str) -> None:
+    def __init__(self, member: str, number: int) -> None:
         self.member = member
+        self.number = number
+        self.asked = False
         self.whom = ""
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def fail(self, text: str) -> None:
         if not self.answer.done():
-            self.answer.set_exception(LinkDown(f"{self.member} {text}: whether the call was carried out is not known"))
+            self.answer.set_exception(LinkDown(text))
             self.answer.exception()  # nobody may wait for it by now
 
 
@@ -66,12 +69,12 @@ class Remote:
     # Who asks --------------------------------------------------------------------------------------------------------------------
 
     async def call(self, member: str, method: str, payload: bytes, timeout: float, send: Send) -> bytes:
-        """The answer. ``send`` gives the question to a process, and before that says to the call to whom. Raises what that raises, TimeoutError when
+        """The answer. ``send`` gives the question to a process, and says before that it was ``asked``. Raises what that raises, TimeoutError when
         there is no answer in time, LinkDown when nobody could be asked in time or who was asked has gone.
         """
         self._number += 1
         number = self._number
-        call = self._waiting[number] = Call(member)
+        call = self._waiting[number] = Call(member, number)
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look(), name="those who were called")
         try:
@@ -81,7 +84,7 @@ class Remote:
         except BaseException as exc:
             if call.whom:
                 self._say(call.whom, msgpack.packb([self.here, number]))
-            elif isinstance(exc, TimeoutError):
+            if isinstance(exc, TimeoutError) and not call.asked:
                 raise LinkDown(f"{member} could not be asked in {timeout:g} s") from None
             if isinstance(exc, TimeoutError):
                 raise TimeoutError(f"{method} of {member} did not answer in {timeout:g} s") from None
@@ -105,8 +108,13 @@ class Remote:
     def lost(self, text: str) -> None:
         """Answers may have been lost."""
         for call in tuple(self._waiting.values()):
-            if call.whom:
-                call.fail(text)
+            if call.asked:
+                call.fail(f"{call.member} {text}: {_UNKNOWN}")
+
+    def nobody(self, number: int) -> None:
+        """There was nobody to take this question."""
+        if number in self._waiting:
+            self._waiting[number].fail(f"there is no process {self._waiting[number].member} that has methods")
 
     async def _look(self) -> None:
         """As long as calls wait."""
@@ -120,7 +128,7 @@ class Remote:
                 continue
             for call in tuple(self._waiting.values()):
                 if call.whom in gone:
-                    call.fail("ended before it answered")
+                    call.fail(f"{call.member} ended before it answered: {_UNKNOWN}")
 
     # Who is asked ----------------------------------------------------------------------------------------------------------------
 
