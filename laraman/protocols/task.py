@@ -22,6 +22,8 @@ RUN, PART, PROGRESS, DONE, FAILED, GONE = range(1, 7)
 
 _OPS = frozenset((RUN, PART, PROGRESS, DONE, FAILED, GONE))
 
+_KNOWN = frozenset(bytes((op,)) for op in _OPS)
+
 Message = tuple[int, bytes]
 
 
@@ -37,7 +39,10 @@ class Task:
     def receive_data(self, data: bytes) -> list[Message]:
         if self._fault is not None:
             raise self._fault
-        messages = [(frame[0] if frame else 0, frame[1:]) for frame in self._frames.receive_data(data)]
+        frames = self._frames.receive_data(data)
+        if len(frames) == 1 and frames[0][:1] in _KNOWN:  # mostly
+            return [(frames[0][0], frames[0][1:])]
+        messages = [(frame[0] if frame else 0, frame[1:]) for frame in frames]
         for index, (op, _) in enumerate(messages):
             if op not in _OPS:
                 self._fault = RemoteProtocolError(f"{op} is no message of a task")

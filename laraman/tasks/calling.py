@@ -53,8 +53,7 @@ async def submit(f: Task[Any, Any], /, *args: Any, timeout: float | None = None,
 
 
 async def _submitted(call: Call, timeout: float | None) -> Any:
-    function = call.task.function
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if call.task.generator or call.task.async_generator:
         raise ConfigError(f"{call.task.name} is a generator: iterate over its stream(...)")
     return await performed(call, call.task.timeout if timeout is None else timeout, None)
 

@@ -33,6 +33,10 @@ class Task(Generic[P, R]):
         self.name = name_of(function)
         self.function = function
         self.timeout = timeout
+        #: What calling it makes.
+        self.coroutine = inspect.iscoroutinefunction(function)
+        self.generator = inspect.isgeneratorfunction(function)
+        self.async_generator = inspect.isasyncgenfunction(function)
         functools.update_wrapper(self, function)
 
     def __repr__(self) -> str:
@@ -46,10 +50,6 @@ class Task(Generic[P, R]):
         from laraman.tasks.stream import Stream
 
         return Stream(self(*args, **kwargs))
-
-    @property
-    def asynchronous(self) -> bool:
-        return inspect.iscoroutinefunction(self.function) or inspect.isasyncgenfunction(self.function)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import traceback
 from functools import partial
 from pathlib import Path
@@ -40,15 +39,15 @@ async def perform(
     """
     teller.set(tell)
     function = task.function
-    if inspect.iscoroutinefunction(function):
+    if task.coroutine:
         return await function(*args, **kwargs)
-    if inspect.isasyncgenfunction(function):
+    if task.async_generator:
         async for value in function(*args, **kwargs):
             await part(value)
         return None
-    if inspect.isgeneratorfunction(function):
+    if task.generator:
         return await blocking(_iterate, function(*args, **kwargs), part, asyncio.get_running_loop())
-    return await blocking(partial(function, *args, **kwargs))
+    return await blocking(partial(function, *args, **kwargs) if kwargs else function, *(() if kwargs else args))
 
 
 def _iterate(generator: Any, part: Callable[[Any], Any], loop: asyncio.AbstractEventLoop) -> Any:

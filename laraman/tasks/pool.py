@@ -57,7 +57,10 @@ class Pool:
 
     async def run(self, name: str, request: bytes, hear: Callable[[Caller, Any], None] | None = None) -> Any:
         """The same of a ``request_of`` the task of that name."""
-        await self._place()
+        if self._free.locked():
+            await self._wait()
+        else:
+            await self._free.acquire()
         try:
             while True:
                 connection = self._idle.pop() if self._idle else await self._dial()
@@ -66,8 +69,8 @@ class Pool:
         finally:
             self._free.release()
 
-    async def _place(self) -> None:
-        if self._free.locked() and self._waiting >= self._queue:
+    async def _wait(self) -> None:
+        if self._waiting >= self._queue:
             raise Busy(f"{self._waiting} tasks wait for a task worker, and no more may")
         self._waiting += 1
         try:
@@ -152,7 +155,7 @@ class Caller(Connection):
     def on_connect(self, connection: Caller) -> None:
         self._pool.opened(self)
 
-    def on_message(self, connection: Caller, message: wire.Message) -> None:
+    def _handle_message(self, message: wire.Message) -> None:
         op, payload = message
         if op == wire.GONE:
             self._end(NotBegunError())
@@ -164,7 +167,7 @@ class Caller(Connection):
             if self._hear is not None:
                 self._hear(self, decode(payload))
         else:
-            raise RemoteProtocolError(f"a task worker does not say {op}")
+            self._refuse(RemoteProtocolError(f"a task worker does not say {op}"))
 
     def on_close(self, connection: Caller) -> None:
         self._pool.lost(self)

@@ -13,6 +13,7 @@ import logging
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from laraman import events
 from laraman.errors import ConnectionLost, RemoteProtocolError
 from laraman.net.connection import Connection
 from laraman.net.encoding import decode, encode
@@ -34,13 +35,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("uvicorn.error")
 
 #: Seconds that a task gets on top of its time: its caller, who has the same clock, is to be the first.
-MARGIN = 1.0
+MARGIN = 2.0
+#: Seconds between two times that the alarm is put off, at most: less than the margin, so a task that is over need not do it.
+TURN = 1.0
 #: Seconds that an ``async`` task has to end when it is cancelled.
 CANCEL_SECONDS = 2.0
 
 
 class Tasks:
-    """``entrance`` is its door; ``blocked`` says that a plain function runs."""
+    """``entrance`` is its door; ``blocked`` says that a plain function runs, ``known`` are the tasks that have been found."""
 
     def on_start(self, worker: Any) -> None:
         self.loop: asyncio.AbstractEventLoop = worker.loop
@@ -48,9 +51,10 @@ class Tasks:
         self.blocked = False
         self._worker = worker
         self._thread = Thread(worker.loop)
-        self._known: dict[str, Task[Any, Any]] = {}
+        self.known: dict[str, Task[Any, Any]] = {}
         #: Seconds that the loop may stand still; whoever develops may stand in a debugger.
         self._patience = None if worker.config.reload else worker.config.timeout_worker_healthcheck
+        self._limited = False
         self._look()
 
     def on_stop(self, worker: Any) -> None:
@@ -68,24 +72,26 @@ class Tasks:
     def _look(self) -> None:
         """The loop turns."""
         if not self.blocked and self._worker.stop_reason != "orphaned":
-            limit(self._patience)
-        self._turn = self.loop.call_later((self._patience or 60.0) / 4, self._look)
+            self._limit(self._patience)
+        self._turn = self.loop.call_later(min(TURN, (self._patience or TURN) / 4), self._look)
+
+    def _limit(self, seconds: float | None) -> None:
+        if seconds is not None or self._limited:
+            limit(seconds)
+            self._limited = seconds is not None
 
     async def blocking(self, seconds: float | None, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in the thread, where it may do what it likes for so many seconds."""
         self.blocked = True
-        limit(None if seconds is None else seconds + MARGIN)
+        self._limit(None if seconds is None else seconds + MARGIN)
         try:
             return await self._thread.run(copy_context(), function, *args)
         finally:
             self.blocked = False
-            limit(self._patience)
 
     async def find(self, name: str, blocking: Callable[..., Awaitable[Any]]) -> Task[Any, Any]:
         """The task of that name. Raises ConfigError, and what its module raises when it is imported, which may take its time."""
-        found = self._known.get(name)
-        if found is None:
-            found = self._known[name] = as_task(await blocking(resolve, name, "task"))
+        found = self.known[name] = as_task(await blocking(resolve, name, "task"))
         return found
 
 
@@ -141,12 +147,16 @@ class Served(Connection):
 
     def let_go(self, *replies: wire.Message) -> None:
         """Send these, say that nothing more is taken, and close."""
+        self._write(*replies, (wire.GONE, b""))
+        self.close()
+
+    def _write(self, *messages: wire.Message) -> None:
+        """In one piece."""
         if self.error is None:
-            data = b"".join(map(self.protocol.send, (*replies, (wire.GONE, b""))))
+            data = b"".join(map(self.protocol.send, messages))
             self.bytes_out += len(data)
-            self.messages_out += len(replies) + 1
+            self.messages_out += len(messages)
             self.transport.write(data)
-            self.close()
 
     def shutdown(self) -> None:
         self._closing_when_idle = True
@@ -176,20 +186,24 @@ class Served(Connection):
             following = self.handler.entrance.end()
             if following is not None and self.error is not None:
                 self.handler.entrance.take(following)
-        replies = (reply,) if self._news is None else ((wire.PROGRESS, self._news), reply)
-        self._news = None
-        await self.writable()
+        replies: tuple[wire.Message, ...] = (reply,)
+        if self._news is not None:
+            replies, self._news = ((wire.PROGRESS, self._news), reply), None
+        if self.writing_paused:
+            await self.writable()
         if following is not None or self._closing_when_idle:
             self.let_go(*replies)
             if following is not None:
                 self.handler.entrance.take(following)
         else:
-            for each in replies:
-                await self.send(each)
+            self._write(*replies)
 
     async def _outcome(self, operation: Operation, args: list[Any], kwargs: dict[str, Any]) -> wire.Message:
         """The answer. Raises when there is nobody for it."""
-        wrapper = self.worker.sandbox.wrapper(TASK)
+        if self._wrapper_version != events.version:
+            self._wrapper_version = events.version
+            self._wrapper = self.worker.sandbox.wrapper(TASK)
+        wrapper = self._wrapper
         try:
             work = self._perform(args, kwargs) if wrapper is None else wrapper(operation, self._perform, args, kwargs)
             if self._seconds is None:
@@ -202,7 +216,7 @@ class Served(Connection):
             return wire.FAILED, raised(exc)
 
     async def _perform(self, args: list[Any], kwargs: dict[str, Any]) -> bytes:
-        task = await self.handler.find(self.name, self._blocking)
+        task = self.handler.known.get(self.name) or await self.handler.find(self.name, self._blocking)
         return result_of(task, await perform(task, args, kwargs, blocking=self._blocking, part=self._part, tell=self._tell))
 
     async def _blocking(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -267,8 +281,11 @@ class Served(Connection):
 def _request(message: wire.Message) -> tuple[str, list[Any], dict[str, Any], float | None]:
     """Raises RemoteProtocolError for what is no call of a task."""
     op, payload = message
-    match decode(payload) if op == wire.RUN else None:
-        case [str(name), [*args], dict() as kwargs, None | int() | float() as seconds]:
-            return name, args, kwargs, seconds
-        case _:
-            raise RemoteProtocolError("it is no call of a task")
+    request = decode(payload) if op == wire.RUN else None
+    if type(request) is list and tuple(map(type, request)) in _REQUESTS:
+        return tuple(request)
+    raise RemoteProtocolError("it is no call of a task")
+
+
+#: Name, arguments and seconds.
+_REQUESTS = {(str, list, dict, seconds) for seconds in (type(None), int, float)}
