@@ -17,4 +17,5 @@ def hub_worker() -> Worker:
     """
     worker = Worker(NAME, count=0, handler="laraman.channel.hub.service:Hub", exclusive=True, user="", group="")
     worker.inner = "hub"
+    worker.options["listeners"] = ()  # nothing of the application's runs there, whose faults everybody would have
     return worker

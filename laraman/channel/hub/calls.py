@@ -121,6 +121,8 @@ class Calls:
 
     def _choose(self, members: Sequence[Client]) -> Client | None:
         """The one with the least to do, in turns."""
+        if len(members) == 1:
+            return members[0] if not members[0].full and len(members[0].serving) < MAX_SERVING else None
         best: Client | None = None
         least = MAX_SERVING
         self._turn += 1

@@ -187,3 +187,44 @@ def test_it_cannot_be_scaled(running: Server, client: Dialogue) -> None:
 
     answer = request(running.directory / ".laraman/s/control.sock", {"op": "scale", "worker": "hub", "count": 2}, 10)
     assert not answer["ok"]
+
+
+def test_faults_of_the_application_are_not_its_own(server: Callable[..., Server]) -> None:
+    files = {"program.py": PROGRAM, "heard.py": ""}
+    running = server("program:main", "--name", "s", "--listener", "heard", files=files)
+    path = running.directory / ".laraman/s/hub.sock"
+    with closing(Dialogue(path)) as client:
+        client.put("q", b"x")
+    (running.directory / "heard.py").write_text("raise ValueError")
+    os.kill(hub(running), signal.SIGKILL)
+    with closing(greeted(path)) as client:
+        assert client.depth("q") == (1, 0, 0)
+
+
+VISITOR = """
+import socket
+from laraman import Worker
+from laraman.protocols.hub import HELLO_BODY, VERSION, Op, frame
+
+class Visitor:
+    def on_start(self, worker):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(worker.inner_paths["hub"])
+            client.sendall(frame(Op.HELLO, 1, "visitor", HELLO_BODY.pack(VERSION, 0, 1)))
+            assert client.recv(100) == frame(Op.OK, 1, "", b"")
+
+main = Worker("visitor", handler="program:Visitor")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_processes_of_another_group_reach_it(server: Callable[..., Server]) -> None:
+    running = server("program:main", "--name", "s", "--user", "root", "--group", "65534", files={"program.py": VISITOR})
+    assert hub(running)
+    socket = running.directory / ".laraman/s/laraman.leases/hub.sock"
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o666
+    assert stat.S_IMODE((running.directory / ".laraman/s").stat().st_mode) == 0o700
+    (process,) = running.processes("hub")
+    status = Path(f"/proc/{process['pid']}/status").read_text()
+    assert "Gid:\t0\t" in status, "it stays who the master is"
