@@ -203,8 +203,8 @@ class Asking:
     def _down(self, link: Link, error: BaseException | None) -> None:
         self.connection = None
         self._there.clear()
-        for id, question in self._questions.items():
-            if question.again or id in self.standing:
+        for question in self._questions.values():
+            if question.again:
                 question.sent = False
             elif question.sent:
                 self._fail(question, LinkDown(f"the hub went away before it answered, what was asked may have been done: {error}"))

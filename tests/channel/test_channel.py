@@ -113,6 +113,13 @@ def test_processes_of_a_server_reach_each_other(served: Server) -> None:
     assert {(row["worker"], row["slot"], row["direction"], row["state"]) for row in links} == {("http", slot, "out", "UP") for slot in (0, 1)}
 
 
+def test_under_serial_isolation_a_request_may_call_what_waits_for_its_turn(server: Callable[..., Server]) -> None:
+    served = server("app:app", "--isolation", "serial", files={"app.py": APP})
+    (pid,) = (row["pid"] for row in served.processes())
+    assert ask(served, "/slot/0") == pid
+    assert ask(served, "/who") == {"all": [pid], "any": pid, "me": pid}
+
+
 def test_what_was_put_survives_the_hub_and_everybody_is_back(served: Server) -> None:
     wait_until(lambda: len(ask(served, "/who")["all"]) == 2, what="both processes to be known")
     for number in range(3):

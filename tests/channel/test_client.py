@@ -263,7 +263,7 @@ async def test_a_job_that_somebody_else_has_by_now(hub: AHub) -> None:
     assert (await first.get("q", timeout=10)).attempt == 3
 
 
-async def test_a_job_that_comes_when_nobody_waits_any_more_is_given_back(hub: AHub) -> None:
+async def test_a_job_that_comes_when_nobody_waits_any_more_is_given_back(hub: AHub, monkeypatch: pytest.MonkeyPatch) -> None:
     client = hub.client()
     getting = asyncio.create_task(client.get("q", timeout=60))
     await until(lambda: any(known.consumers for known in hub.hub._members))
@@ -273,7 +273,15 @@ async def test_a_job_that_comes_when_nobody_waits_any_more_is_given_back(hub: AH
         await client.get("q", timeout=0.1)
     await client.put("q", 1)
     job = await hub.client().get("q", timeout=10)
-    assert job.data == 1
+    assert (job.data, job.attempt) == (1, 1)
+    await job.ack()
+    with monkeypatch.context() as patched:
+        patched.setattr(client._line, "forget", lambda id: None)  # type: ignore[attr-defined] # as if the hub heard of it too late
+        with pytest.raises(TimeoutError):
+            await client.get("q", timeout=0.1)
+    await client.put("q", 2)
+    job = await hub.client().get("q", timeout=10)
+    assert (job.data, job.attempt) == (2, 2)
 
 
 async def test_a_full_queue_is_busy_and_a_key_is_queued_once(hub: AHub) -> None:
@@ -366,6 +374,20 @@ async def test_a_publisher_that_never_rests_waits_for_the_hub_and_keeps_order(hu
         heard = [(await asyncio.wait_for(anext(subscription), 10)).data[0] for _ in range(300)]
         assert heard == list(range(300))
         await publishing
+
+
+async def test_answers_wait_for_a_hub_that_does_not_read(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+    server.add_method("big", lambda number: [number, "x" * PIECE])
+    await until(lambda: any("big" in known.methods for known in hub.hub._members))
+    (member,) = (member for client, member in hub.hub._members.items() if client.name)
+    member.transport.pause_reading()
+    calls = [asyncio.create_task(caller.call("b", "big", number, timeout=10)) for number in range(50)]
+    await until(lambda: server._line.connection.writing_paused)  # type: ignore[attr-defined]
+    calls += [asyncio.create_task(caller.call("b", "big", number, timeout=10)) for number in range(50, 60)]
+    await until(lambda: server._line._writing)  # type: ignore[attr-defined]
+    member.transport.resume_reading()
+    assert [number for number, _ in await asyncio.gather(*calls)] == list(range(60))
 
 
 async def test_a_hub_that_refuses_is_dialled_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
