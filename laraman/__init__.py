@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from laraman.running import run, run_workers
     from laraman.tasks.calling import concurrently, map, submit
     from laraman.tasks.declared import progress, task
+    from laraman.tasks.defer import defer
 
 __all__ = [
     "Backoff",
@@ -111,6 +112,7 @@ __all__ = [
     "concurrently",
     "connect",
     "cron",
+    "defer",
     "emit",
     "errors",
     "events",
@@ -133,7 +135,7 @@ __all__ = [
 _MODULES = (
     *("laraman.events", "laraman.errors", "laraman.process.worker", "laraman.asgi.settings", "laraman.running", "laraman.cli"),
     *("laraman.net.timer", "laraman.net.consumer", "laraman.tasks.declared"),
-    *("laraman.net.link", "laraman.net.outbound", "laraman.asgi.server", "laraman.tasks.calling"),
+    *("laraman.net.link", "laraman.net.outbound", "laraman.asgi.server", "laraman.tasks.calling", "laraman.tasks.defer"),
 )
 
 

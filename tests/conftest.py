@@ -204,13 +204,9 @@ class Server:
         return left
 
 
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Start servers: ``server("app:app", "--workers", "2", files={"app.py": "..."})`` returns one that is ready.
-
-    It listens on a free port of 127.0.0.1 unless the arguments say otherwise. ``environ`` adds environment variables; with
-    ``ready=False`` nothing is waited for. A test with ``-d`` passes that too, and its daemon is found by its directory.
-    """
+@contextlib.contextmanager
+def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """What the fixtures below give, and the end of all servers that were started."""
     started: list[Server] = []
 
     def start(*arguments: str, files: Mapping[str, str] | None = None, environ: Mapping[str, str] | None = None, ready: bool = True) -> Server:
@@ -234,6 +230,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., S
             problems.append(str(exc))
     if problems:
         pytest.fail("\n".join(problems))
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Start servers: ``server("app:app", "--workers", "2", files={"app.py": "..."})`` returns one that is ready.
+
+    It listens on a free port of 127.0.0.1 unless the arguments say otherwise. ``environ`` adds environment variables; with
+    ``ready=False`` nothing is waited for. A test with ``-d`` passes that too, and its daemon is found by its directory.
+    """
+    with starting(tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """The same, for all tests of a module."""
+    with starting(tmp_path_factory) as start:
+        yield start
 
 
 def free_ports(count: int) -> list[int]:
@@ -273,7 +287,7 @@ def php() -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "server" in getattr(item, "fixturenames", ()):
+        if {"server", "shared_server"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.fork)
 
 

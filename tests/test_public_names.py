@@ -44,7 +44,7 @@ def test_names_come_from_where_type_checkers_think() -> None:
 
 
 def test_only_the_link_and_the_server_bring_in_an_event_loop() -> None:
-    heavy = ("link", "Link", "Backoff", "Server", "connect", "concurrently", "map", "submit")
+    heavy = ("link", "Link", "Backoff", "Server", "connect", "concurrently", "defer", "map", "submit")
     light = [name for name in laraman.__all__ if name not in heavy]
     check = "print(*sorted({'asyncio', 'anyio'} & set(sys.modules)))"
     assert fresh(f"import sys, laraman; [getattr(laraman, name) for name in {light!r}]; {check}") == ""

@@ -79,7 +79,7 @@ def run(config: Config, workers: list[Worker], revalidate: Callable[[], object])
     from laraman.process.daemon import daemonize
     from laraman.process.master import Master
     from laraman.process.worker import import_afresh
-    from laraman.tasks import task_worker
+    from laraman.tasks import journal_worker, task_worker
 
     def prepare() -> list[Worker]:
         log.configure(config)
@@ -99,7 +99,7 @@ def run(config: Config, workers: list[Worker], revalidate: Callable[[], object])
         if not config.channel:
             workers = [*workers, hub_worker()]
         if config.task_workers:
-            workers = [*workers, task_worker(config)]
+            workers = [*workers, task_worker(config), journal_worker(config)]
         master = Master(config, workers, notify=notify, revalidate=revalidate, prepare=prepare, added=added)
     except LaramanError as exc:
         if notify is None:

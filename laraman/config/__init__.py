@@ -153,6 +153,9 @@ class Config:
         metavar="NUMBER|auto",
     )
     task_queue: int = option(1000, "Tasks that may wait in one process for a free task worker; one more is Busy.", low=1)
+    journal: str = option("", "File of the deferred tasks; journal.db in the state directory when empty.", metavar="PATH")
+    journal_queue: int = option(100_000, "Deferred tasks that may wait; one more is Busy.", low=1)
+    journal_attempts: int = option(12, "How often a deferred task may fail before it is kept as failed.", low=1)
     channel_queue: int = option(100_000, "Jobs that a queue of the channel may hold; a put more is Busy.", low=1)
     user: str = option(
         "", "User that the workers run as, by name or number, where root starts the server; its files are what they can read.", parse=texts.user

@@ -65,8 +65,10 @@ def open_inner(master: Master) -> None:
 
 
 def watch_inner(master: Master) -> None:
-    """Where a worker is not wanted before somebody connects, look out for that."""
+    """Where a worker is not wanted before somebody connects, look out for that, unless the last one has left something to do."""
     for name, worker in master.workers.items():
+        if worker.unfinished and Path(worker.state_path, worker.unfinished).exists():
+            master.desired[name].count = 1
         for bind in worker.binds if worker.inner and not master.desired[name].count else ():
             master.selector.register(bind.sockets[0], selectors.EVENT_READ, partial(_wanted, master, name))
 

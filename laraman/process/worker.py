@@ -123,6 +123,8 @@ class Worker:
         #: The scheme of its unix socket ``NAME.sock`` in the state directory, for the processes of the server; empty when it has none. With a count
         #: of 0 its process is started when somebody connects there.
         self.inner = ""
+        #: The path, from the state directory, of a file whose being there says that there is something to do before somebody connects.
+        self.unfinished = ""
         #: Whether its process sees to it that it ends when it is hung, and may be without a beat for good reasons: the master does not ask for one.
         self.watches_itself = False
         #: Whether this is the server's main worker: ``http``, or in a server without one the first of its program.

@@ -6,6 +6,7 @@ when it is free, so there is no broker, and nothing that is waiting is lost when
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from laraman.process.worker import Worker
@@ -13,7 +14,9 @@ from laraman.process.worker import Worker
 if TYPE_CHECKING:
     from laraman.config import Config
 
-NAME = "task"
+NAME, JOURNAL = "task", "journal"
+#: Name of the journal's file in the state directory.
+FILE = "journal.db"
 
 
 def task_worker(config: Config) -> Worker:
@@ -21,4 +24,15 @@ def task_worker(config: Config) -> Worker:
     worker = Worker(NAME, count=config.task_workers, handler="laraman.tasks.service:Tasks")
     worker.inner = NAME
     worker.watches_itself = True
+    return worker
+
+
+def journal_worker(config: Config) -> Worker:
+    """The declaration of the process that keeps deferred tasks: started when somebody defers one, or has and the server has ended since.
+
+    It has the file for itself, so there is one, and a reload leaves it alone. The file is the master's user's.
+    """
+    worker = Worker(JOURNAL, count=0, handler="laraman.tasks.keeper:Keeper", exclusive=True, user="", group="")
+    worker.inner = "frame"
+    worker.unfinished = os.path.abspath(config.journal) if config.journal else FILE
     return worker
