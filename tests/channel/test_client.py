@@ -221,6 +221,31 @@ async def test_calls_and_increments_under_way_fail_when_the_hub_goes(hub: AHub) 
     await hub.start()
 
 
+async def test_an_answer_to_the_hub_before_is_not_given_to_the_next(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+    over = asyncio.Event()
+
+    @server.method
+    async def stubborn() -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await over.wait()
+        return "to the hub before"
+
+    await until(lambda: any("stubborn" in known.methods for known in hub.hub._members))
+    calling = asyncio.create_task(caller.call("b", "stubborn", timeout=60))
+    await until(lambda: server._answering._running)
+    await hub.kill()
+    with pytest.raises(LinkDown):
+        await asyncio.wait_for(calling, 10)
+    await hub.start()
+    await until(lambda: any(known.methods for known in hub.hub._members))
+    calling = asyncio.create_task(caller.call("b", "sleep", 0.3, timeout=10))  # by the same number
+    await until(lambda: len(server._answering._running) == 2)
+    over.set()
+    assert await calling == "slept"
+
+
 async def test_a_put_whose_answer_was_lost_is_put_once(hub: AHub, monkeypatch: pytest.MonkeyPatch) -> None:
     client = hub.client()
     await client.publish("a", 1)

@@ -23,6 +23,7 @@ class WebSocket:
         self.reads = asyncio.Event()
         self.reads.set()
         self.broken = False
+        self.failed = 0
 
     async def receive(self) -> dict[str, Any]:
         return await self.coming.get()
@@ -30,6 +31,7 @@ class WebSocket:
     async def send(self, message: dict[str, Any]) -> None:
         await self.reads.wait()
         if self.broken:
+            self.failed += 1
             raise OSError("gone")
         self.sent.append(message)
 
@@ -38,6 +40,10 @@ class WebSocket:
 
     def leave(self) -> None:
         self.coming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+
+
+async def failed(socket: WebSocket) -> None:
+    await until(lambda: socket.failed)
 
 
 async def subscribed(hub: AHub, count: int) -> None:
@@ -101,6 +107,7 @@ async def test_one_that_is_gone_ends_it_and_one_that_cannot_be_sent_to_raises(hu
         task = asyncio.create_task(fan_out(client, socket, "chat"))
         await subscribed(hub, 1)
         await client.publish("chat", "x")
+        await failed(socket)
         if leaves:
             socket.leave()
             await asyncio.wait_for(task, 10)
