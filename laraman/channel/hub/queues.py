@@ -67,7 +67,7 @@ class Consumer:
 
 
 class Queue:
-    """``free`` are consumers that may want a job, ``ready`` and ``delayed`` jobs that may wait: each is looked at when it comes up."""
+    """``free`` are consumers that may want a job, ``ready`` and ``delayed`` jobs that may be there: each is looked at when it comes up."""
 
     __slots__ = ("consumers", "delayed", "free", "jobs", "keys", "name", "ready", "size")
 
@@ -101,7 +101,7 @@ class Queue:
         ready = self.ready
         while ready:
             job = ready.popleft()
-            if job.consumer is None and self.jobs.get(job.number) is job:
+            if job.number in self.jobs:
                 return job
         return None
 
@@ -319,7 +319,7 @@ class Queues:
         held = delayed = 0
         if queue is not None:
             held = sum(1 for job in queue.jobs.values() if job.consumer is not None)
-            delayed = sum(1 for _, number in queue.delayed if number in queue.jobs and queue.jobs[number].consumer is None)
+            delayed = sum(1 for _, number in queue.delayed if number in queue.jobs)
         self._outbox.answer(client, id, DEPTHS.pack(0 if queue is None else len(queue.jobs) - held - delayed, delayed, held))
 
     # Ends ------------------------------------------------------------------------------------------------------------------------
@@ -362,6 +362,6 @@ class Queues:
         for queue in tuple(self._queues.values()):
             while queue.delayed and queue.delayed[0][0] <= now:
                 delayed = queue.jobs.get(heappop(queue.delayed)[1])
-                if delayed is not None and delayed.consumer is None:
+                if delayed is not None:
                     queue.ready.append(delayed)
                     self._give(queue, now)

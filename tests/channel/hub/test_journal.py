@@ -56,6 +56,15 @@ def test_a_torn_end_is_left_out(tmp_path: Path, lost: int, caplog: pytest.LogCap
     assert 3 in found(tmp_path), "what is torn does not hide what came later"
 
 
+def test_what_was_changed_is_left_out(tmp_path: Path) -> None:
+    Journal(tmp_path).write([put(1), put(2)])
+    (file,) = tmp_path.iterdir()
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert found(tmp_path) == {1: b"data"}
+
+
 def test_garbage_is_left_out(tmp_path: Path) -> None:
     Journal(tmp_path).write([put(1)])
     (file,) = tmp_path.iterdir()

@@ -142,6 +142,26 @@ def test_what_a_consumer_had_that_ended_goes_to_others(books: Books, end: str) -
     assert books.hear(first) == []
 
 
+def test_an_acknowledgement_is_for_one_attempt(books: Books) -> None:
+    client = books.join()
+    books.put(client, "q", b"x")
+    (first,) = jobs(books.work(client, 2, "q", visibility=1.0))
+    books.wait(1.5)
+    (second,) = jobs(books.hear(client))
+    assert [message[:3] for message in books.ask(client, Op.ACK, 3, "q", first)] == [(Op.ERROR, 3, "gone")]
+    assert books.ask(client, Op.ACK, 4, "q", second) == [(OK, 4, "", b"")]
+
+
+def test_one_job_and_no_more(books: Books) -> None:
+    taker = books.join()
+    for i in range(2):
+        books.put(taker, "q", b"%d" % i)
+    (job,) = jobs(books.work(taker, 2, "q", op=Op.TAKE))
+    assert books.ask(taker, Op.ACK, 3, "q", job) == [(OK, 3, "", b"")]
+    assert depth(books, taker) == (1, 0, 0)
+    assert not taker.consumers
+
+
 def test_some_jobs_and_no_more(books: Books) -> None:
     taker, producer = books.join(), books.join()
     for i in range(3):
