@@ -9,8 +9,8 @@ A message is one byte that says what it is, and a payload that is not looked at 
     FAILED      worker   what was raised: type, message, traceback
     GONE        worker   nothing was begun since the last answer, nothing will be, and this connection ends
 
-A caller that gives its task up closes the connection. It sends nothing while its task runs: the worker may have told the kernel that the next
-thing that happens there is its end.
+A caller that gives its task up closes the connection. Before the first frame it sends a line feed with one end of a pipe, and keeps the other end
+for as long as the connection (`laraman.tasks.leash`).
 """
 
 from __future__ import annotations

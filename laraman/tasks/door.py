@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+from laraman.errors import RemoteProtocolError
 from laraman.net.door import EXHAUSTED, PAUSE, Door
+from laraman.net.sending import wake
 from laraman.protocols.task import GONE, Task
+from laraman.tasks.leash import Leash
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
 
     from laraman.tasks.service import Served
@@ -19,6 +22,8 @@ logger = logging.getLogger("uvicorn.error")
 
 #: Seconds that somebody who was let in has to send the next part of a task, while others wait.
 PATIENCE = 0.05
+#: Seconds that who connects has to send what comes first. Others may be let in meanwhile.
+GREETING_SECONDS = 5.0
 
 
 class TaskDoor(Door):
@@ -68,10 +73,29 @@ class TaskDoor(Door):
         self._entering = self.loop.create_task(self._let_in(sock), name="task connection")
 
     async def _let_in(self, sock: socket.socket) -> None:
+        connection: Served = self.factory()
         try:
-            await self.loop.connect_accepted_socket(self.factory, sock)
-        except OSError:  # its caller has given up
+            async with asyncio.timeout(GREETING_SECONDS):
+                connection.leash = await self._leash(sock)
+            await self.loop.connect_accepted_socket(lambda: connection, sock)
+        except (OSError, RemoteProtocolError) as exc:  # its caller has given up, or is none
+            self.refused(None, exc)
             sock.close()
+            if connection.leash is not None:
+                connection.leash.close()
+            self._has_not_come()
+
+    async def _leash(self, sock: socket.socket) -> Leash:
+        while True:
+            try:
+                return Leash(sock)
+            except BlockingIOError:
+                readable = self.loop.create_future()
+                self.loop.add_reader(sock.fileno(), wake, readable)
+                try:
+                    await readable
+                finally:
+                    self.loop.remove_reader(sock.fileno())
 
     # What becomes of who is inside -----------------------------------------------------------------------------------------------
 
@@ -85,7 +109,9 @@ class TaskDoor(Door):
         self._closed_until = self.loop.call_later(PATIENCE, self._has_not_come)
 
     def _has_not_come(self) -> None:
-        self._closed_until = None
+        if self._closed_until is not None:
+            self._closed_until.cancel()
+            self._closed_until = None
         self._look_again()
 
     def begin(self) -> None:
@@ -108,9 +134,7 @@ class TaskDoor(Door):
     def left(self, connection: Served) -> None:
         if self._inside is connection:
             self._inside = None
-            if self._closed_until is not None:
-                self._closed_until.cancel()
-                self._has_not_come()
+            self._has_not_come()
 
     def _look_again(self) -> None:
         if self._knocked and not self.running and self._pause is None and self._socket is not None:

@@ -8,12 +8,14 @@ import errno
 import logging
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from laraman.errors import Busy, ConnectionLost, LinkDown, LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import Connection
 from laraman.net.encoding import decode, encode, encode_call
 from laraman.protocols import task as wire
+from laraman.tasks.leash import Lifeline
 from laraman.tasks.performing import error_of
 
 if TYPE_CHECKING:
@@ -84,7 +86,8 @@ class Pool:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
                 sock.connect(self.path)
-                return (await asyncio.get_running_loop().create_unix_connection(lambda: Caller(self), sock=sock))[1]
+                caller = partial(Caller, self, Lifeline(sock))
+                return (await asyncio.get_running_loop().create_unix_connection(caller, sock=sock))[1]
             except BlockingIOError:
                 sock.close()
                 await asyncio.sleep(FULL_PAUSE)
@@ -121,11 +124,12 @@ class Pool:
 class Caller(Connection):
     """One connection with a task worker. It is among the links of its worker."""
 
-    __slots__ = ("_answer", "_hear", "_pool", "name")
+    __slots__ = ("_answer", "_hear", "_lifeline", "_pool", "name")
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, lifeline: Lifeline) -> None:
         super().__init__(wire.Task(), self, None, "out")
         self.name = ""
+        self._lifeline = lifeline
         self._pool = pool
         self._answer: asyncio.Future[wire.Message] | None = None
         self._hear: Callable[[Caller, Any], None] | None = None
@@ -140,7 +144,8 @@ class Caller(Connection):
         try:
             op, payload = await self._answer
         except BaseException:
-            self.abort()  # whoever runs it hears that nobody waits any more
+            self._lifeline.cut()
+            self.abort()
             raise
         finally:
             self.name, self._hear, self._answer = "", None, None
@@ -170,6 +175,7 @@ class Caller(Connection):
             self._refuse(RemoteProtocolError(f"a task worker does not say {op}"))
 
     def on_close(self, connection: Caller) -> None:
+        self._lifeline.cut()
         self._pool.lost(self)
         # What could not be written as a whole was not begun; a closed connection is what both know of.
         begun = not isinstance(self.error and self.error.__cause__, BrokenPipeError)

@@ -8,13 +8,12 @@ all other times, while an ``async`` function runs too, the loop has to turn: it 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from laraman import events
-from laraman.errors import ConnectionLost, RemoteProtocolError
+from laraman.errors import RemoteProtocolError
 from laraman.net.connection import Connection
 from laraman.net.encoding import decode, encode
 from laraman.process.naming import resolve
@@ -22,7 +21,7 @@ from laraman.protocols import task as wire
 from laraman.sandbox.operation import TASK, Operation
 from laraman.tasks.declared import as_task
 from laraman.tasks.door import TaskDoor
-from laraman.tasks.leash import Leash, end, limit
+from laraman.tasks.leash import end, limit
 from laraman.tasks.performing import perform, raised, result_of
 from laraman.tasks.thread import Thread
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from laraman.net.bind import Bind
     from laraman.tasks.declared import Task
+    from laraman.tasks.leash import Leash
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -98,17 +98,16 @@ class Tasks:
 class Served(Connection):
     """A caller. One task at a time runs for it; when it hangs up, the task is to end, or else this process."""
 
-    __slots__ = ("_leash", "_leashed", "_news", "_seconds", "_telling", "name")
+    __slots__ = ("_news", "_seconds", "_telling", "leash", "name")
 
     handler: Tasks
     protocol: wire.Task
 
     def __init__(self, tasks: Tasks, worker: Any) -> None:
-        # Without a buffer: it is to be known when everything that was written is on its way.
+        # Without a buffer: a generator goes on when its caller has what it has yielded.
         super().__init__(wire.Task(), tasks, worker, write_timeout=worker.config.timeout_write, write_buffer=0)
         self.name = ""
-        self._leash: Leash | None = None  # as long as the transport is there
-        self._leashed = False  # a plain function runs, and nothing is being written
+        self.leash: Leash | None = None
         self._seconds: float | None = None
         self._news: bytes | None = None
         self._telling = False
@@ -117,7 +116,6 @@ class Served(Connection):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._leash = Leash(transport.get_extra_info("socket"))
         self.handler.entrance.entered(self)
 
     def data_received(self, data: bytes) -> None:
@@ -130,10 +128,12 @@ class Served(Connection):
         return False
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        running, self._leash = self.running, None
+        running = self.running
         super().connection_lost(exc)
         if running is not None and not self.worker.stopping:
             self._given_up(running)
+        if running is None and self.leash is not None:
+            self.leash.close()
         self.handler.entrance.left(self)
 
     def _given_up(self, running: asyncio.Task[None]) -> None:
@@ -183,6 +183,8 @@ class Served(Connection):
         try:
             reply = await self._outcome(operation, args, kwargs)
         finally:
+            if self.error is not None and self.leash is not None:
+                self.leash.close()
             following = self.handler.entrance.end()
             if following is not None and self.error is not None:
                 self.handler.entrance.take(following)
@@ -220,35 +222,18 @@ class Served(Connection):
         return result_of(task, await perform(task, args, kwargs, blocking=self._blocking, part=self._part, tell=self._tell))
 
     async def _blocking(self, function: Callable[..., Any], *args: Any) -> Any:
-        self._leashed = True
-        self._hold()
+        assert self.leash is not None
+        self.leash.hold()
         try:
             return await self.handler.blocking(self._seconds, function, *args)
         finally:
-            self._leashed = False
-            self._loose()
+            self.leash.loose()
 
-    def _hold(self) -> None:
-        """Raises ConnectionLost when the caller has hung up already."""
-        if self._leash is not None and self._leashed and not self.writing_paused:
-            self._leash.hold()
-
-    def _loose(self) -> None:
-        if self._leash is not None:
-            self._leash.loose()
-
-    # What it says while it runs: the leash is loose then, because that the caller reads is an event, too ----------------------------
+    # What it says while it runs --------------------------------------------------------------------------------------------------
 
     async def _part(self, value: Any) -> None:
-        payload = encode(value, f"what {self.name} yields")
-        leashed, self._leashed = self._leashed, False
-        self._loose()
-        try:
-            await self.send((wire.PART, payload))
-            await self.drained()
-        finally:
-            self._leashed = leashed
-        self._hold()
+        await self.send((wire.PART, encode(value, f"what {self.name} yields")))
+        await self.drained()
 
     def _tell(self, value: Any) -> None:
         """In whatever thread. What could not be sent yet is replaced."""
@@ -259,19 +244,13 @@ class Served(Connection):
 
     def _tell_news(self) -> None:
         self._telling = False
-        if self._news is None or self.writing_paused or self.error is not None:
-            return
-        news, self._news = self._news, None
-        self._loose()
-        self.send_nowait((wire.PROGRESS, news))
-        with contextlib.suppress(ConnectionLost):  # the loop will hear of it in a moment
-            self._hold()
+        if self._news is not None and not self.writing_paused:
+            news, self._news = self._news, None
+            self._write((wire.PROGRESS, news))
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._tell_news()
-        with contextlib.suppress(ConnectionLost):
-            self._hold()
 
     def row(self) -> dict[str, Any]:
         """With the task that runs."""
