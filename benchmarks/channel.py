@@ -228,8 +228,8 @@ async def published(peer: Any, seconds: float, progress: int) -> int:
         arrived += len(os.read(progress, 65536))
         news.set()
 
-    async def until(condition: Callable[[], bool]) -> None:
-        while not condition():
+    async def under_way(most: int) -> None:
+        while (batches - arrived) * BATCH > most:
             news.clear()
             async with asyncio.timeout(10):  # else something was lost
                 await news.wait()
@@ -238,11 +238,11 @@ async def published(peer: Any, seconds: float, progress: int) -> int:
     loop.add_reader(progress, more)
     end = loop.time() + seconds
     while loop.time() < end:
-        await until(lambda: (batches - arrived) * BATCH < WINDOW)
+        await under_way(WINDOW - BATCH)
         await peer.publish()
         batches += 1
         await asyncio.sleep(0)
-    await until(lambda: arrived == batches)
+    await under_way(0)
     loop.remove_reader(progress)
     return arrived * BATCH
 
@@ -278,15 +278,15 @@ def _run(program: Awaitable[Any]) -> Any:
 
 
 @contextmanager
-def serving(name: str, directory: Path) -> Iterator[tuple[Target, str]]:
-    """A server and the URL to reach it, which is gone afterwards with all its processes."""
+def serving(name: str, directory: Path, task_workers: int = 0) -> Iterator[tuple[Target, str]]:
+    """A server and the URL to reach its channel; it is gone afterwards with all its processes."""
     (port,) = _free_ports(1)
     place = directory / name
     place.mkdir()
     commands = {
         "redis-server": ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", str(place), "--save", "", "--appendonly", "no"],
         "nats-server": ["nats-server", "--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", str(place)],
-        "laraman": [sys.executable, "-m", "laraman", "start", "benchmarks.apps:hello", "--port", str(port), "--workers", "1", "--task-workers", "2"],
+        "laraman": [sys.executable, "-m", "laraman", "start", "benchmarks.apps:hello", "--port", str(port), "--task-workers", str(task_workers)],
     }
     urls = {"redis-server": f"redis://127.0.0.1:{port}", "nats-server": f"nats://127.0.0.1:{port}"}
     with (place / "log").open("wb") as log:
