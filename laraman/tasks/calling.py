@@ -162,7 +162,7 @@ def _performer() -> Performer:
     if _outside:
         performer = _outside[-1]()
     elif worker is None:
-        raise ConfigError("no server is here that has task workers: with laraman.tasks.use(...) a program uses those of one that runs")
+        raise ConfigError("no server is here that has task workers: with laraman.tasks.calling.use(...) a program uses those of one that runs")
     else:
         path = worker.inner_paths.get(NAME)
         if path is None:
