@@ -1,4 +1,4 @@
-"""Kits for tests: what laraman's own tests use, for those who write protocols for it."""
+"""The kit for protocols."""
 
 from __future__ import annotations
 
