@@ -30,6 +30,8 @@ from laraman.errors import LaramanError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    Verb = Callable[[gateway.Message, dict[str, Any]], Awaitable[None]]
+
 logger = logging.getLogger(__name__)
 
 #: Room and what is above its door. Whatever is not in here is not a room.
@@ -66,7 +68,7 @@ async def receive(message: gateway.Message) -> None:
 async def leave(closed: gateway.Closed) -> None:
     """Tell those who stay."""
     try:
-        for room in closed.topics:
+        for room in ROOMS.keys() & closed.topics:
             await announce(room)
     except (LaramanError, TimeoutError) as exc:
         logger.warning("Nobody was told that somebody left: %s", exc)
@@ -82,11 +84,11 @@ def _parse(message: gateway.Message) -> dict[str, Any]:
     return request
 
 
-def _verb(request: dict[str, Any]) -> Callable[[gateway.Message, dict[str, Any]], Awaitable[None]]:
+def _verb(request: dict[str, Any]) -> Verb:
     kind = request.get("type")
-    if not isinstance(kind, str) or kind not in _VERBS:
+    if not isinstance(kind, str) or kind not in VERBS:
         raise Refused("unknown type")
-    return _VERBS[kind]
+    return VERBS[kind]
 
 
 async def _join(message: gateway.Message, request: dict[str, Any]) -> None:
@@ -135,7 +137,8 @@ async def _ping(message: gateway.Message, request: dict[str, Any]) -> None:
     await _answer(message, {"type": "pong", **await _around(*message.topics[:1])})
 
 
-_VERBS = {"join": _join, "leave": _leave, "say": _say, "tell": _tell, "ping": _ping}
+#: What each type of request is handled by; other modules have theirs.
+VERBS: dict[str, Verb] = {"join": _join, "leave": _leave, "say": _say, "tell": _tell, "ping": _ping}
 
 
 # What anybody can do, an HTTP request as well ---------------------------------------------------------------------------------------

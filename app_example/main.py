@@ -1,12 +1,11 @@
 """A small Starlette application. Nothing here knows which server runs it, except that prices come from ``app_example.feed``, and that what is
-said goes through ``app_example.chat``.
+said goes through ``app_example.chat``; pictures are made in task workers, by ``app_example.labels``.
 
 laraman start                 # in the repository; pyproject.toml names the application and its listeners
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING, TypedDict
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
-from app_example import chat
+from app_example import chat, labels
 from app_example.catalogue import BY_SYMBOL, COFFEES
 from app_example.feed import UnknownSymbol, feed
 from app_example.streams import clock
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 #: Most bytes of a request that says something in the chat.
 LETTER = 16 * 1024
+TOO_LARGE = f"a picture has {labels.MOST // 1024 // 1024} MiB at most"
 
 templates = Jinja2Templates(HERE / "templates")
 
@@ -59,22 +59,34 @@ async def home(request: Request) -> Response:
 
 
 async def label(request: Request) -> Response:
-    return templates.TemplateResponse(request, "label.html", {"upload": None})
+    return templates.TemplateResponse(request, "label.html", {"upload": None, **where(request)})
 
 
 async def upload_label(request: Request) -> Response:
-    """The form's file, hashed in pieces: Starlette has spooled a large one to disk, so memory stays small whatever its size."""
+    """The form's file, of which a task worker makes pictures. Whoever has sent ``watch`` with it is told meanwhile how far that is."""
+    if int(request.headers.get("content-length", 0)) > 2 * labels.MOST:
+        raise HTTPException(413, TOO_LARGE)
     async with request.form(max_files=1, max_fields=5) as form:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
+        file, watcher = form.get("file"), form.get("watch", "")
+        if not isinstance(file, UploadFile) or not isinstance(watcher, str):
             raise HTTPException(422, "choose a file")
-        digest = hashlib.sha256()
-        while piece := await file.read(64 * 1024):
-            digest.update(piece)
-        upload = {"name": file.filename, "size": file.size, "sha256": digest.hexdigest()}
+        data = await file.read(labels.MOST + 1)
+        if len(data) > labels.MOST:
+            raise HTTPException(413, TOO_LARGE)
+        try:
+            upload = {"name": file.filename, "size": len(data), "pictures": await labels.make(data, watcher)}
+        except labels.NoPicture as exc:
+            raise HTTPException(422, str(exc)) from None
     if "application/json" in request.headers.get("accept", ""):
         return JSONResponse(upload)
-    return templates.TemplateResponse(request, "label.html", {"upload": upload})
+    return templates.TemplateResponse(request, "label.html", {"upload": upload, **where(request)})
+
+
+async def picture(request: Request) -> Response:
+    path = labels.picture_file(request.path_params["label"], request.path_params["name"])
+    if path is None or not path.exists():
+        raise HTTPException(404, "no such picture")
+    return FileResponse(path, media_type="image/webp", headers={"x-content-type-options": "nosniff"})
 
 
 async def echo_page(request: Request) -> Response:
@@ -121,9 +133,12 @@ async def price(request: Request) -> Response:
 
 
 async def chat_page(request: Request) -> Response:
+    return templates.TemplateResponse(request, "chat.html", {"rooms": chat.ROOMS, **where(request)})
+
+
+def where(request: Request) -> dict[str, str]:
     """Browsers reach the embedded gateway under the page's host name. Where they do not, CHAT_URL says how: ``wss://chat.example/``."""
-    where = {"url": os.environ.get("CHAT_URL", ""), "port": request.app.state.gateway_port}
-    return templates.TemplateResponse(request, "chat.html", {"rooms": chat.ROOMS, **where})
+    return {"url": os.environ.get("CHAT_URL", ""), "port": request.app.state.gateway_port}
 
 
 async def rooms(request: Request) -> Response:
@@ -181,6 +196,7 @@ app = Starlette(
         Route("/", home),
         Route("/label", label),
         Route("/label", upload_label, methods=["POST"]),
+        Route("/label/{label}/{name}", picture),
         Route("/echo", echo_page),
         WebSocketRoute("/ws", echo),
         Route("/events", events),

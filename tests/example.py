@@ -22,11 +22,13 @@ def start_example(server: Callable[..., Server]) -> Server:
     ticker, browsers, worker, task = free_ports(4)
     running = server(
         *("app_example.main:app", "--listener", "app_example.listeners", "--app-dir", ROOT, "--workers", "2", "--gateway", f"127.0.0.1:{browsers}"),
+        *("--task-workers", "2"),
         environ={
             "TICKER_PORT": str(ticker),
             "LARAMAN_GATEWAY_WORKER_ADDR": f"127.0.0.1:{worker}",
             "LARAMAN_GATEWAY_TASK_ADDR": f"127.0.0.1:{task}",
             "DESK": "desk.sock",
+            "LABELS": "labels",
         },
     )
     running.gateway = browsers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -55,14 +54,6 @@ def test_pages_and_json(example: Server, client: httpx.Client) -> None:
     assert client.get("/api/coffees/HUILA").json()["origin"] == "Colombia"
     assert client.get("/api/coffees/TEA").status_code == 404
     assert client.get("/api/health").json()["ticker"] == "UP"
-
-
-def test_an_upload_is_measured(client: httpx.Client) -> None:
-    data = os.urandom(3_000_000)
-    answer = client.post("/label", files={"file": ("label.png", data)}, headers={"accept": "application/json"})
-    assert answer.json() == {"name": "label.png", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    assert "label.png" in client.post("/label", files={"file": ("label.png", data)}).text
-    assert client.post("/label", data={"file": "no file"}).status_code == 422
 
 
 def test_prices_come_over_the_link(example: Server, client: httpx.Client) -> None:
@@ -130,6 +121,8 @@ def test_without_a_link_and_a_gateway_prices_and_the_chat_are_not_available(serv
     answer = httpx.post(f"{alone.url}/api/rooms/lobby/messages", json={"text": "hello"}, timeout=10)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert httpx.get(f"{alone.url}/api/rooms", timeout=10).status_code == 503
+    answer = httpx.post(f"{alone.url}/label", files={"file": b"a picture"}, timeout=10)
+    assert (answer.status_code, answer.text) == (503, "deferred tasks need a server with task workers: --task-workers")
 
 
 # The chat -------------------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ def journal_worker(config: Config) -> Worker:
     It has the file for itself, so there is one, and a reload leaves it alone. The file is the master's user's.
     """
     worker = Worker(JOURNAL, count=0, handler="laraman.tasks.keeper:Keeper", exclusive=True, user="", group="")
+    worker.options["listeners"] = ()  # nothing of the application's runs there
     worker.inner = "frame"
     worker.unfinished = os.path.abspath(config.journal) if config.journal else FILE
     return worker

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,3 +76,21 @@ def test_programs_without_a_loop_reach_browsers_through_the_desk(desk: Server, p
         result = run(line)
         assert (result.returncode, result.stdout, result.stderr) == (1, "", "desk.sock: No such file or directory\n")
     assert "Traceback" not in desk.output
+
+
+def test_upload_workers_are_answered_by_task_workers(server: Callable[..., Server]) -> None:
+    """Seed 000's second part: two upload workers, four task workers, a job and its answer every second."""
+    running = server("app_example.uploads:workers", "--app-dir", ROOT, "--task-workers", "4")
+    pids = {name: {row["pid"] for row in running.processes(name)} for name in ("upload", "task")}
+    assert [len(pids["upload"]), len(pids["task"])] == [2, 4]
+
+    def answers() -> dict[int, int]:
+        """How often each upload worker was answered."""
+        found = re.findall(r"^Upload worker (\d+) was answered by task worker (\d+)$", running.output, re.MULTILINE)
+        assert {int(task) for _, task in found} <= pids["task"]
+        return Counter(int(upload) for upload, _ in found)
+
+    wait_until(lambda: [answers().get(pid, 0) >= 2 for pid in pids["upload"]] == [True, True], what="two answers for each")
+    for pid in pids["upload"]:
+        assert re.search(rf"^Task worker \d+ received 'Upload message of {pid}'$", running.output, re.MULTILINE)
+    assert "got no answer" not in running.output
