@@ -72,8 +72,12 @@ class Tasks:
     def _look(self) -> None:
         """The loop turns."""
         if not self.blocked and self._worker.stop_reason != "orphaned":
-            self._limit(self._patience)
+            self.watch()
         self._turn = self.loop.call_later(min(TURN, (self._patience or TURN) / 4), self._look)
+
+    def watch(self) -> None:
+        """From now on the loop has to turn."""
+        self._limit(self._patience)
 
     def _limit(self, seconds: float | None) -> None:
         if seconds is not None or self._limited:
@@ -219,6 +223,8 @@ class Served(Connection):
 
     async def _perform(self, args: list[Any], kwargs: dict[str, Any]) -> bytes:
         task = self.handler.known.get(self.name) or await self.handler.find(self.name, self._blocking)
+        if task.coroutine or task.async_generator:
+            self.handler.watch()
         return result_of(task, await perform(task, args, kwargs, blocking=self._blocking, part=self._part, tell=self._tell))
 
     async def _blocking(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 JOBS = '''
-import asyncio, os, sys, time
+import asyncio, os, pathlib, sys, time
 import laraman
 
 @laraman.task
@@ -60,12 +60,12 @@ def unsendable():
 
 @laraman.task
 def blocks(path):
-    open(path, "w").write(str(os.getpid()))
+    pathlib.Path(path).write_text(str(os.getpid()))
     return len(str(7 ** 10_000_000))  # minutes in C, with the interpreter's lock
 
 @laraman.task
 async def waits(path):
-    open(path, "w").write(str(os.getpid()))
+    pathlib.Path(path).write_text(str(os.getpid()))
     try:
         await asyncio.sleep(1000)
     except asyncio.CancelledError:
@@ -74,7 +74,7 @@ async def waits(path):
 
 @laraman.task
 async def stands(path):
-    open(path, "w").write(str(os.getpid()))
+    pathlib.Path(path).write_text(str(os.getpid()))
     time.sleep(1000)
 
 @laraman.task
@@ -255,6 +255,12 @@ def test_a_caller_that_cancels_ends_what_holds_the_interpreters_lock(state: Path
     wait_until(lambda: gone(pid))
     wait_until(lambda: len([row for row in rows(state, "status") if row["state"] == "ready"]) == 2)
     assert any("its task was given up" in (row["last_exit"] or "") for row in rows(state, "status"))
+
+
+def test_an_async_task_that_stands_still_ends_its_process(state: Path, jobs: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConnectionLost):
+        run(laraman.submit(jobs.stands, str(tmp_path / "pid")))
+    assert any("its time was over" in (row["last_exit"] or "") for row in rows(state, "status"))
 
 
 def test_an_async_task_is_cancelled_and_its_process_stays(state: Path, jobs: Any, tmp_path: Path) -> None:
