@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import make_server
 
 import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
 from tests.conftest import DEADLINE, clean_environment, find_tool, free_ports, wait_until
@@ -170,6 +173,101 @@ def test_a_program_that_starts_itself(tmp_path: Path, free_port: int, workers_pa
     finally:
         process.terminate()
         assert process.wait(DEADLINE) == 0
+
+
+@pytest.fixture(scope="module")
+def tasks_page() -> Page:
+    return Page("tasks.md")
+
+
+def together(page: Page, *names: str) -> dict[str, str]:
+    """The files of a page, and an application that has theirs under their names."""
+    files = {file: code for name in names for file, code in page.file(f"{name}.py").items()}
+    mounts = "".join(f"import {name}\napp.mount('/{name}', {name}.app)\n" for name in names)
+    return {**files, "together.py": f"from fastapi import FastAPI\napp = FastAPI()\n{mounts}"}
+
+
+def test_tasks(server: Callable[..., Server], tasks_page: Page) -> None:
+    files = together(tasks_page, "primes", "page", "report", "orders")
+    running = server("together:app", "--task-workers", "2", "--journal-attempts", "1", files=files)
+    with httpx.Client(base_url=running.url, timeout=DEADLINE) as client:
+        assert client.get("/primes/primes").json() == {"below": 1000, "primes": 168}
+        assert client.get("/page/", params={"name": "Ada"}).json() == {"revenue": 12, "greeting": "Good morning, Ada"}
+        assert client.get("/page/totals").json() == [3, 7, 11]
+        assert [json.loads(line)["page"] for line in client.get("/report/report").text.splitlines()] == [1, 2, 3]
+        assert client.get("/report/pack").json() == {"last": {"packed": "cake", "done": 2, "of": 2}, "result": 2}
+        for order in (7, 13):
+            assert client.post(f"/orders/orders/{order}").json() == {"order": order}
+    invoices = running.directory / "invoices.txt"
+    wait_until(invoices.exists, what="an invoice")
+    assert invoices.read_text() == "invoice 7\n"
+    wait_until(lambda: "has failed and is kept in" in running.output, what="the failure")
+    look, retry = tasks_page.block("sql", "SELECT").splitlines()
+    [path] = running.directory.glob(".laraman/*/journal.db")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        [[_, task, attempts, error]] = database.execute(look).fetchall()
+        assert (task, attempts, error.splitlines()[-1]) == ("orders:send_invoice", 1, "ConnectionError: the mail server is away")
+        with database:
+            database.execute(retry)
+    wait_until(lambda: running.output.count("has failed and is kept in") == 2, what="another attempt")
+    assert [row["state"] for row in running.processes("journal")] == ["ready"]
+
+
+def test_tests_of_tasks(tmp_path: Path, tasks_page: Page) -> None:
+    for name, code in {**tasks_page.file("primes.py"), **tasks_page.file("test_primes.py")}.items():
+        (tmp_path / name).write_text(code)
+    assert "2 passed" in run(tmp_path, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_primes.py")
+
+
+@pytest.fixture(scope="module")
+def channel_page() -> Page:
+    return Page("channel.md")
+
+
+def test_the_channel(server: Callable[..., Server], channel_page: Page) -> None:
+    files = together(channel_page, "rooms", "news", "sessions", "mails", "limits")
+    running = server("together:app", "--workers", "2", files={**files, **channel_page.file("push.py")})
+    hall = f"ws://127.0.0.1:{running.port}/rooms/rooms/hall"
+    with connect(hall, proxy=None) as ada:
+        for _ in range(4):  # of which some are in the other worker
+            with connect(hall, proxy=None) as bob:
+                hears(bob, ada)
+
+    def ask(method: str, path: str, **params: Any) -> Any:
+        """On a connection of its own: of whichever worker."""
+        return httpx.request(method, f"{running.url}{path}", params=params, timeout=DEADLINE, verify=False).json()
+
+    pids = {row["pid"] for row in running.processes()}
+    first, second = (row["pid"] for row in sorted(running.processes(), key=lambda row: row["slot"]))
+    ask("PUT", "/news/prices/cake", price=3)
+    for _ in range(10):
+        wait_until(lambda: ask("GET", "/news/prices") == {"prices.cake": {"price": 3.0}}, what="the price")
+    run(running.directory, sys.executable, "push.py", f"unix://{next(running.directory.glob('.laraman/*/hub.sock'))}")
+    wait_until(lambda: ask("GET", "/news/prices").get("prices.tea") == {"price": 4.5}, what="what another program has published")
+    answer = ask("GET", "/sessions/pids")
+    assert (answer["first"], answer["any"] in pids) == (first, True)
+    assert second != first
+    for _ in range(6):
+        ask("POST", "/sessions/seen/ada")
+    assert ask("DELETE", "/sessions/seen/ada") == {"found": 6}
+    assert ask("POST", "/mails/mails", to="ada@example.com")["job"]
+    wait_until(lambda: "sent to ada@example.com" in running.output, what="the mail")
+    assert [ask("GET", "/limits/search", user="ada").get("found") for _ in range(4)] == [[], [], [], None]
+    numbers = [ask("POST", "/limits/report") for _ in range(3)]
+    assert [answer["number"] for answer in numbers] == [1, 2, 3]
+    assert numbers == sorted(numbers, key=lambda answer: answer["token"])
+    assert running.stop() == 0
+    assert "Traceback" not in running.output
+
+
+def hears(listener: ClientConnection, speaker: ClientConnection) -> None:
+    """Until it is subscribed it may hear nothing, so it is said again."""
+    for _ in range(int(DEADLINE / 0.2)):
+        speaker.send("hello")
+        with contextlib.suppress(TimeoutError):
+            assert listener.recv(timeout=0.2) == "hello"
+            return
+    pytest.fail("it was not heard")
 
 
 def listens(port: int) -> bool:

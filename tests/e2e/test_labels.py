@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from PIL import Image
 
-from tests.conftest import wait_until
+from tests.conftest import DEADLINE, find_tool, wait_until
 from tests.e2e.browser import Browser
+from tests.e2e.test_examples import command
 from tests.example import Guest, start_example
 
 if TYPE_CHECKING:
@@ -59,6 +62,14 @@ def test_pictures_are_made_of_an_upload_and_its_page_hears_how_far_it_is(example
         assert got.headers["content-type"] == "image/webp"
         with Image.open(io.BytesIO(got.content)) as found:
             assert found.size == (picture["width"], picture["height"])
+
+
+def test_the_command_of_the_page(example: Server, tmp_path: Path) -> None:
+    find_tool("curl")
+    (tmp_path / "picture.png").write_bytes(image(50, 50))
+    line = command("curl").replace("http://127.0.0.1:8000", example.url)
+    answer = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE).stdout
+    assert [picture["name"] for picture in json.loads(answer)["pictures"]] == ["bag", "page", "list"]
 
 
 def test_a_form_without_a_script_gets_a_page(client: httpx.Client) -> None:
