@@ -257,6 +257,7 @@ class Channel:
         task = asyncio.get_running_loop().create_task(_quietly(doing))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: doing.close())  # one that is cancelled before it begins does not
 
     # Subscriptions and consumers, which tell it that they begin and end ----------------------------------------------------------------
 

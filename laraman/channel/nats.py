@@ -2,7 +2,7 @@
 
     topics    subjects, as they are, behind "PREFIX.topic."
     queues    a JetStream stream each, from which a message is gone when it is acknowledged, with one consumer for all. A job's key is the last word
-              of its subject, of which the stream holds one: a key is free as soon as its job is acknowledged. (Nats-Msg-Id would go by time: within two
+              of its subject, of which the stream holds one: a key is free as soon as its job is acknowledged. (Nats-Msg-Id would go by time: for two
               minutes it would drop a new job, and afterwards take the same one twice.) NATS does not see whether a process lives: jobs of one that
               has died are given again when the queue's visibility is over, the longest that a consumer of the queue has ever asked for; those that
               have asked for less give back themselves what they did not settle in time
@@ -23,11 +23,12 @@ import json
 import logging
 import secrets
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from nats.errors import Error, NoRespondersError
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
-from nats.js.errors import APIError, BadRequestError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
 
 from laraman.channel.interface import ANSWER_SECONDS, Channel
 from laraman.channel.jobs import Job
@@ -39,7 +40,7 @@ from laraman.net.lease import plain_name
 from laraman.net.store import Outage, split_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
     from nats.aio.client import Client
     from nats.aio.msg import Msg
@@ -53,7 +54,7 @@ logger = logging.getLogger("uvicorn.error")
 #: Of all queues: one consumer, which has each job once.
 CONSUMER = "laraman"
 #: Seconds for which a question for jobs stands, and those in which what waits is sent at the end.
-PULL_SECONDS, FLUSH_SECONDS = 5.0, 1.0
+PULL_SECONDS, FLUSH_SECONDS = 1.0, 1.0
 #: Questions for jobs that may stand in one queue at a time.
 MAX_PULLS = 8192
 #: How NATS says that a stream is full, or has a message of that subject already; and that one of that name is there, made otherwise.
@@ -75,6 +76,8 @@ class NatsChannel(Channel):
         self._replies = self._name("reply", self._id)
         self._remote = Remote(f"{self._replies}.answer", self._say, self._gone, self._called)
         self._books = Books(self._line, _plain(self._prefix), self._id)
+        self._jobs = self._name("jobs", self._id)  # where jobs come in
+        self._inboxes: dict[str, _Inbox] = {}
         self._queues: dict[str, float] = {}  # those that are there, and the visibility they have
         self._served: list[Subscribed] = []
         self._present = asyncio.Event()
@@ -107,6 +110,9 @@ class NatsChannel(Channel):
 
     def _is_down(self) -> None:
         self._queues.clear()
+        for inbox in self._inboxes.values():
+            while inbox.standing:
+                inbox.end(inbox.standing[0])
         self._books.forget()
         self._remote.lost(f"did not answer before {self._outage.server} went away")
 
@@ -114,6 +120,7 @@ class NatsChannel(Channel):
         task = asyncio.get_running_loop().create_task(_quietly(doing))
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+        task.add_done_callback(lambda _: doing.close())  # one that is cancelled before it begins does not
 
     # Topics ----------------------------------------------------------------------------------------------------------------------
 
@@ -181,6 +188,9 @@ class NatsChannel(Channel):
             while True:
                 try:
                     return str((await stream.publish(subject, payload)).seq)
+                except NoStreamResponseError:
+                    self._queues.pop(queue, None)  # it was deleted, or is not there yet again
+                    raise
                 except APIError as exc:
                     if exc.err_code != _FULL:
                         raise
@@ -191,31 +201,41 @@ class NatsChannel(Channel):
                 except NotFoundError:  # acknowledged in between
                     continue
 
-        return str(await self._ask(f"put in queue {queue}", put, timeout=timeout, again=True))
+        return str(await self._line.ask(f"put in queue {queue}", put, timeout=timeout, again=True))
 
     async def _take(self, queue: str, count: int, visibility: float, timeout: float) -> list[Job]:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        """One at a time: only of a question for one job it is known when nothing comes any more."""
+        deadline = asyncio.get_running_loop().time() + timeout
         while True:
-            pull = _Pull(self, queue, count, min(PULL_SECONDS, max(0.05, deadline - loop.time())), visibility)
+            left = deadline - asyncio.get_running_loop().time()
+            pull = _Pull(self, queue, visibility, min(PULL_SECONDS, max(0.05, left)))
             try:
-                messages = await self._ask(f"take from queue {queue}", pull.ask, timeout=pull.seconds + ANSWER_SECONDS, again=True)
+                message = await self._line.ask(f"take from queue {queue}", pull.ask, timeout=pull.seconds + ANSWER_SECONDS, again=True)
             except BaseException:
                 self._do_beside(pull.give_back())
                 raise
-            if messages or loop.time() >= deadline:
-                return [self._job(queue, message, visibility) for message in messages]
+            if message is not None:
+                return [self._job(queue, message, visibility)]
+            if left <= pull.seconds:
+                return []
 
     def _job(self, queue: str, message: Msg, visibility: float) -> Job:
         meta = message.metadata
         job = Job(self, queue, str(meta.sequence.stream), message.data, meta.num_delivered or 1, visibility, _Held(message.reply))
-        if visibility < self._queues.get(queue, visibility):
-            self._expect(job)
+        self._expect(job)
         return job
 
     def _expect(self, job: Job) -> None:
-        """NATS lets it be held for longer than was asked for."""
-        job.handle.timer = asyncio.get_running_loop().call_later(job.visibility, lambda: self._do_beside(self._nack(job, 0.0)))
+        job.handle.timer = asyncio.get_running_loop().call_later(job.visibility, lambda: self._do_beside(self._expired(job)))
+
+    async def _expired(self, job: Job) -> None:
+        """NATS gives it to somebody else now, unless others have asked for a longer visibility: then we do."""
+
+        async def visibility(_: Client, stream: JetStreamContext) -> float:
+            return (await stream.consumer_info(self._stream_name(job.queue), CONSUMER)).config.ack_wait or 0.0
+
+        if await self._line.ask(f"the visibility of queue {job.queue}", visibility, again=True) > job.visibility:
+            await self._nack(job, 0.0)
 
     async def _ack(self, job: Job) -> bool:
         return await self._settle(job, b"+ACK")
@@ -224,14 +244,13 @@ class NatsChannel(Channel):
         return await self._settle(job, b"-NAK" + (json.dumps({"delay": round(delay * 1e9)}).encode() if delay > 0 else b""))
 
     async def _extend(self, job: Job) -> bool:
-        done = await self._settle(job, b"+WPI")
-        if job.visibility < self._queues.get(job.queue, job.visibility):
-            self._expect(job)
-        return done
+        job.handle.timer.cancel()
+        self._expect(job)
+        return await self._settle(job, b"+WPI")
 
     async def _settle(self, job: Job, word: bytes) -> bool:
         """NATS does not say whether somebody else has it by now."""
-        if job.handle.timer is not None:
+        if word != b"+WPI":
             job.handle.timer.cancel()
 
         async def settle(client: Client, _: JetStreamContext) -> None:
@@ -240,7 +259,7 @@ class NatsChannel(Channel):
             except NoRespondersError:
                 raise Error("its JetStream is not ready") from None
 
-        await self._ask(f"{word[:4].decode()} to job {job.id} of queue {job.queue}", settle, again=True)
+        await self._line.ask(f"{word[:4].decode()} to job {job.id} of queue {job.queue}", settle, again=True)
         return True
 
     # Calls -----------------------------------------------------------------------------------------------------------------------
@@ -259,7 +278,7 @@ class NatsChannel(Channel):
         while True:
             self._present.clear()
             try:
-                await self._ask("to say who is there", self._join_members, again=True)
+                await self._line.ask("to say who is there", self._join_members, again=True)
                 said = False
             except LinkDown as exc:
                 if not said:
@@ -282,7 +301,7 @@ class NatsChannel(Channel):
             await (await self._books.bucket(stream, "members", MEMBER_SECONDS)).delete(self._member())
 
         if self._line.is_up:
-            await self._ask("to say who leaves", leave, timeout=FLUSH_SECONDS, again=False)
+            await self._line.ask("to say who leaves", leave, timeout=FLUSH_SECONDS, again=False)
 
     async def _call(self, name: str, slot: int | None, method: str, payload: bytes, timeout: float) -> bytes:
         member, subject = (name, self._name("call", name)) if slot is None else (f"{name}[{slot}]", self._name("call", name, str(slot)))
@@ -300,7 +319,7 @@ class NatsChannel(Channel):
         async def members(_: Client, stream: JetStreamContext) -> list[tuple[str, bytes, int]]:
             return await listed(await self._books.bucket(stream, "members", MEMBER_SECONDS), f"{_plain(name)}.*.*")
 
-        places = await self._ask(f"who is {name}", members, again=True)
+        places = await self._line.ask(f"who is {name}", members, again=True)
         places.sort(key=lambda place: (_slot(place[0]), place[0]))
         asked = [self._call_at(place.decode(), f"{name}[{_slot(key)}]", method, payload, timeout) for key, place, _ in places]
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -385,69 +404,71 @@ class NatsChannel(Channel):
     async def _release(self, name: str, token: int) -> None:
         await self._books.release(name, token)
 
-    async def _ask(self, what: str, question: Callable[[Client, JetStreamContext], Awaitable[Any]], **options: Any) -> Any:
-        """Of a refusal that nobody expects."""
-        try:
-            return await self._line.ask(what, question, **options)
-        except APIError as exc:
-            raise LinkDown(f"{self._outage.server} refuses {what}: {exc.description or exc}") from exc
-
 
 class _Held:
     """What a job is settled by, and what gives it back when its time is over."""
 
     __slots__ = ("reply", "timer")
 
+    timer: asyncio.TimerHandle
+
     def __init__(self, reply: str) -> None:
         self.reply = reply
-        self.timer: asyncio.TimerHandle | None = None
+
+
+class _Inbox:
+    """Where the jobs of a queue come in, and as many words that there is none as questions that nothing came for. Which is whose does not matter."""
+
+    def __init__(self, subject: str, deleted: Callable[[], Any]) -> None:
+        self.subscribed = Subscribed(subject, self._told)
+        self.standing: deque[asyncio.Future[Msg | None]] = deque()
+        self._deleted = deleted
+
+    def _told(self, message: Msg) -> None:
+        status = (message.headers or {}).get("Status")
+        if status not in (None, "408"):  # not that its time is over
+            self._deleted()
+        if self.standing:
+            self.standing.popleft().set_result(None if status else message)
+
+    def end(self, standing: asyncio.Future[Msg | None]) -> None:
+        """Nothing was heard of it."""
+        if standing in self.standing:
+            self.standing.remove(standing)
+            standing.set_result(None)
 
 
 class _Pull:
-    """One question for up to ``count`` jobs, which stands for ``seconds``."""
+    """A question for a job, which stands for ``seconds``. Until it is over a job may come: one that is given to nobody would be held for long."""
 
-    def __init__(self, channel: NatsChannel, queue: str, count: int, seconds: float, visibility: float) -> None:
+    def __init__(self, channel: NatsChannel, queue: str, visibility: float, seconds: float) -> None:
         self.seconds = seconds
         self._channel = channel
         self._queue = queue
-        self._count = count
         self._visibility = visibility
-        self._got: list[Msg] = []
-        self._some = asyncio.Event()
-        self._live: Any = None
+        self._over: asyncio.Future[Msg | None] | None = None
 
-    async def ask(self, client: Client, stream: JetStreamContext) -> list[Msg]:
-        await self._channel._make_queue(stream, self._queue, self._visibility)
-        inbox = client.new_inbox()
-        self._live = await client.subscribe(inbox, cb=self._tell)
-        question = json.dumps({"batch": self._count, "expires": round(self.seconds * 1e9)}).encode()
-        name = self._channel._stream_name(self._queue)
-        await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{name}.{CONSUMER}", question, reply=inbox)
-        try:
-            async with asyncio.timeout(self.seconds + 1):
-                await self._some.wait()
-        except TimeoutError:
-            pass
-        await self._live.drain()  # nothing comes behind this, and what came before it is here
-        got, self._got = self._got, []
-        return got
-
-    async def _tell(self, message: Msg) -> None:
-        if not message.headers or "Status" not in message.headers:
-            self._got.append(message)
-        elif message.headers["Status"] == "404":  # it was deleted
-            self._channel._queues.pop(self._queue, None)
-        self._some.set()
+    async def ask(self, client: Client, stream: JetStreamContext) -> Msg | None:
+        channel, loop = self._channel, asyncio.get_running_loop()
+        await channel._make_queue(stream, self._queue, self._visibility)
+        inbox = channel._inboxes.get(self._queue)
+        if inbox is None:
+            inbox = channel._inboxes[self._queue] = _Inbox(f"{channel._jobs}.{_plain(self._queue)}", lambda: channel._queues.pop(self._queue, None))
+            channel._line.later(inbox.subscribed)
+        await inbox.subscribed.begin(client)
+        self._over = loop.create_future()
+        inbox.standing.append(self._over)
+        question = json.dumps({"batch": 1, "expires": round(self.seconds * 1e9)}).encode()
+        await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{channel._stream_name(self._queue)}.{CONSUMER}", question, reply=inbox.subscribed.subject)
+        loop.call_later(self.seconds + 1, inbox.end, self._over)
+        return await asyncio.shield(self._over)
 
     async def give_back(self) -> None:
         """Nobody waits for it any more."""
-        if self._live is not None:
-            try:
-                await self._live.drain()
-            except Error:
-                logger.debug("jobs that were asked for and not waited for come back by themselves")
-        for message in self._got:
-            await self._channel._nack(self._channel._job(self._queue, message, self._visibility), 0.0)
+        if self._over is not None:
+            message = await self._over
+            if message is not None:
+                await self._channel._nack(self._channel._job(self._queue, message, self._visibility), 0.0)
 
 
 async def _quietly(doing: Coroutine[Any, Any, Any]) -> None:

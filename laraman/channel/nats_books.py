@@ -52,6 +52,7 @@ class Books:
         self._id = id
         self._ahead = 0.0  # of the loop's clock is the server's
         self._believed = 0.0
+        self._looking = asyncio.Lock()
 
     async def bucket(self, stream: JetStreamContext, name: str, seconds: float | None = None) -> KeyValue:
         name = f"{self._prefix}-{name}"
@@ -67,15 +68,16 @@ class Books:
     async def _now(self, stream: JetStreamContext) -> float:
         """The server's clock, in seconds: that of an entry which has just been written."""
         loop = asyncio.get_running_loop()
-        if loop.time() >= self._believed:
-            bucket = await self.bucket(stream, "members", MEMBER_SECONDS)
-            before = loop.time()
-            revision = await bucket.put(f"clock.{self._id}", b"")
-            after = loop.time()
-            message = await stream.get_msg(f"KV_{self._prefix}-members", seq=revision)
-            assert message.time is not None
-            self._ahead = message.time.timestamp() - (before + after) / 2
-            self._believed = after + CLOCK_SECONDS
+        async with self._looking:
+            if loop.time() >= self._believed:
+                bucket = await self.bucket(stream, "members", MEMBER_SECONDS)
+                before = loop.time()
+                revision = await bucket.put(f"clock.{self._id}", b"")
+                after = loop.time()
+                message = await stream.get_msg(f"KV_{self._prefix}-members", seq=revision)
+                assert message.time is not None
+                self._ahead = message.time.timestamp() - (before + after) / 2
+                self._believed = after + CLOCK_SECONDS
         return loop.time() + self._ahead
 
     # Tables ----------------------------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class Line:
     async def ask(self, what: str, question: Question[T], *, timeout: float = ANSWER_SECONDS, again: bool) -> T:
         """Its answer. ``again``: it may be asked a second time when the answer was lost.
 
-        Raises LinkDown when there was none in ``timeout`` seconds or it was lost, and the server's own refusals, which are for the caller to know.
+        Raises LinkDown when there was none in ``timeout`` seconds, when it was lost, and when the server refuses.
         """
         why = ""
         try:
@@ -137,11 +137,9 @@ class Line:
                     except MaxPayloadError:
                         raise LocalProtocolError(f"{what}: more than the {self._client.max_payload} bytes that {self.outage.server} takes") from None
                     except (ServiceUnavailableError, NoStreamResponseError) as exc:  # it was not done: JetStream is not there, or not yet again
-                        if isinstance(exc, ServiceUnavailableError) and exc.err_code:
-                            raise
                         why = f", it has no JetStream: {exc}"
-                    except APIError:
-                        raise
+                    except APIError as exc:
+                        raise LinkDown(f"{self.outage.server} refuses {what}: {exc.description or exc}") from exc
                     except (Error, OSError) as exc:
                         why = f": {exc}" if str(exc) else ""
                         if not again:
@@ -172,7 +170,7 @@ class Line:
 
         async def begin(client: Client, _: JetStreamContext) -> None:
             await subscribed.begin(client)
-            await client.flush()
+            await asyncio.shield(asyncio.ensure_future(client.flush()))  # nats-py loses its connection when a question of its own is cancelled
 
         try:
             await self.ask(f"the subscription to {subscribed.subject}", begin, again=True)

@@ -115,6 +115,7 @@ class RedisChannel(Channel):
         task = asyncio.get_running_loop().create_task(_quietly(doing))
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+        task.add_done_callback(lambda _: doing.close())  # one that is cancelled before it begins does not
 
     # Topics ----------------------------------------------------------------------------------------------------------------------
 

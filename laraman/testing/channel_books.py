@@ -80,19 +80,19 @@ async def limits(bench: Bench) -> None:
 async def lives(bench: Bench) -> None:
     """What has a ttl ends after it, and not before; set without one lives on; a counter ends when it was begun with one."""
     table = (await bench.open()).table(bench.name)
-    await table.set("short", 1, ttl=1.0)
-    await table.set("kept", 1, ttl=1.0)
+    await table.set("short", 1, ttl=3.0)
+    await table.set("kept", 1, ttl=3.0)
     await table.set("kept", 2)
-    await table.increment("count", ttl=1.0)
+    await table.increment("count", ttl=3.0)
     await table.increment("count", ttl=100)
-    await table.compare_and_set("swapped", None, "x", ttl=1.0)
+    await table.compare_and_set("swapped", None, "x", ttl=3.0)
     await table.set("long", 1, ttl=100)
     require(sorted(await table.keys()) == ["count", "kept", "long", "short", "swapped"], f"there are {await table.keys()}")
 
     async def is_over() -> bool:
         return sorted(await table.keys()) == ["kept", "long"]
 
-    await eventually(is_over, "entries with a ttl of a second end")
+    await eventually(is_over, "entries with a ttl of three seconds end")
     require(await table.get("short") is None and await table.get("kept") == 2, "get and keys differ")
     require(await table.increment("count") == 1, "a counter that ended goes on")
     require(await table.compare_and_set("swapped", None, "y"), "what has ended is still compared")
@@ -133,9 +133,9 @@ async def exclusive(bench: Bench) -> None:
 async def held(bench: Bench) -> None:
     """Who does not get a lock in time has TimeoutError; who waits gets it when it is free; a lock is kept for longer than its lease."""
     one, other = await bench.open(), await bench.open()
-    async with one.lock(bench.name, lease=1.0):
+    async with one.lock(bench.name, lease=3.0):
         with raises(TimeoutError, bench.name):
-            async with other.lock(bench.name, timeout=2.5):
+            async with other.lock(bench.name, timeout=5):
                 pass
     async with other.lock(bench.name, timeout=10):
         pass

@@ -24,10 +24,10 @@ class AHub:
         self.url = f"unix://{self.path}"
         self.clients: list[Channel] = []
 
-    async def start(self) -> None:
+    async def start(self, jobs: int = 50) -> None:
         loop = asyncio.get_running_loop()
         worker = types.SimpleNamespace(name="hub", slot=0, connections=set(), links=set(), requests=0, in_flight=0, loop=loop, stop_reason="")
-        worker.config = types.SimpleNamespace(channel_queue=50, timeout_write=60.0)
+        worker.config = types.SimpleNamespace(channel_queue=jobs, timeout_write=60.0)
         worker.binds = [types.SimpleNamespace(address=parse_address(self.url))]
         worker.state_path = str(self.path.parent)
         self.worker: Any = worker

@@ -1,0 +1,146 @@
+"""The kit for backends of the channel, on all that there are, each in a real server; and what becomes of what was promised when that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from laraman.channel import connect
+from laraman.errors import LinkDown
+from laraman.testing import check_channel
+from laraman.testing.channels import CHECKS
+from tests.channel.hubs import AHub
+from tests.net.serving import until
+from tests.stores import StoreServer, store_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["redis-server", "nats-server"], scope="module")
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreServer]:
+    started = store_server(request.param, tmp_path_factory.mktemp("store"))
+    yield started
+    started.kill()
+
+
+async def test_a_backend_keeps_the_contract(backend: StoreServer) -> None:
+    said: list[str] = []
+    assert await check_channel(functools.partial(connect, backend.url), said.append) == len(CHECKS) == 45
+    assert said == [f"channel: {len(CHECKS)} checks passed"]
+
+
+async def test_the_hub_keeps_the_contract(tmp_path: Path) -> None:
+    """A small one beside it: how many jobs a queue may hold is the hub's to say."""
+    hubs = [AHub(tmp_path), AHub(tmp_path / "small")]
+    (tmp_path / "small").mkdir()
+    for hub, jobs in zip(hubs, (100_000, 5), strict=True):
+        await hub.start(jobs)
+    try:
+        assert await check_channel(lambda **options: connect(hubs[options.get("limit") == 5].url, **options)) == len(CHECKS)
+    finally:
+        for hub in hubs:
+            await hub.close()
+
+
+@pytest.fixture(params=["redis-server", "nats-server"])
+def mortal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreServer]:
+    """A server of one's own, to be killed."""
+    started = store_server(request.param, tmp_path)
+    yield started
+    started.kill()
+
+
+def more_than(some: set[str], count: int) -> bool:
+    return len(some) > count
+
+
+async def test_what_was_acknowledged_outlives_a_server_that_is_killed(mortal: StoreServer) -> None:
+    async with connect(mortal.url) as putter, connect(mortal.url) as consumer:
+        put: set[str] = set()
+        done: set[str] = set()
+        over = asyncio.Event()
+
+        async def consume() -> None:
+            async with consumer.work("jobs", visibility=2.0, prefetch=3) as jobs:
+                async for job in jobs:
+                    with contextlib.suppress(LinkDown):
+                        await job.ack()
+                        done.add(job.id)
+
+        async def produce() -> None:
+            number = 0
+            while not over.is_set():
+                with contextlib.suppress(LinkDown):
+                    put.add(await putter.put("jobs", number, key=str(number)))
+                    number += 1
+                    await asyncio.sleep(0.005)
+
+        tasks = [asyncio.create_task(consume()), asyncio.create_task(produce())]
+        for enough in (50, 100):
+            await until(functools.partial(more_than, put, enough))
+            mortal.kill()
+            await asyncio.sleep(0.5)  # some have to be asked for while it is away
+            await asyncio.to_thread(mortal.start)
+        await until(functools.partial(more_than, put, 150))
+        over.set()
+        await tasks[1]
+        await until(lambda: put <= done)
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_server_that_is_away_is_said_and_everything_is_restored(mortal: StoreServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with connect(mortal.url) as one, connect(mortal.url, name="worker", slot=0) as other:
+        begun = asyncio.Event()
+
+        async def linger() -> None:
+            begun.set()
+            await asyncio.sleep(100)
+
+        other.add_method("linger", linger)
+        other.add_method("echo", lambda value: value)
+        await other._serve(["linger", "echo"])
+        async with other.subscribe("news.*") as subscription:
+            await one.publish("news.a", 1)
+            assert (await anext(subscription)).data == 1
+            assert await one.call("worker", "echo", 1) == 1
+            call = asyncio.create_task(one.call("worker", "linger", timeout=60))
+            await begun.wait()
+            mortal.kill()
+            with pytest.raises(LinkDown, match="whether the call was carried out is not known"):
+                await call
+            for ask in (one.put("jobs", 1, timeout=0.2), one.call("worker", "echo", 1, timeout=0.2)):
+                with pytest.raises(LinkDown):
+                    await ask
+            late = asyncio.create_task(one.put("late", "kept"))
+            await asyncio.to_thread(mortal.start)
+            assert await late
+            assert (await one.get("late", timeout=20)).data == "kept"
+            await until(lambda: subscription.gaps == 1)
+            await one.publish("news.b", 2)
+            assert (await anext(subscription)).data == 2
+            assert await one.call("worker", "echo", 2) == 2
+            await one.table("t").set("k", 1)
+            assert await other.table("t").get("k") == 1
+    said = [record.message for record in caplog.records if record.message.startswith("The channel's server")]
+    assert len([text for text in said if " is away" in text]) == 2
+    assert len([text for text in said if text.endswith(" is back")]) == 2
+
+
+async def test_a_server_that_is_not_there_does_not_hang(free_port: int) -> None:
+    for scheme in ("redis", "nats"):
+        async with connect(f"{scheme}://127.0.0.1:{free_port}") as channel:
+            with pytest.raises(LinkDown, match=f"{scheme}://127.0.0.1:{free_port} was away"):
+                await channel.put("jobs", 1, timeout=0.3)
+            with pytest.raises(LinkDown):
+                await channel.call("worker", "method", timeout=0.3)
