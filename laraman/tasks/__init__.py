@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from laraman.errors import ConfigError
 from laraman.process.worker import Worker
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ def task_worker(config: Config) -> Worker:
 def journal_worker(config: Config) -> Worker:
     """The declaration of the process that keeps deferred tasks: started when somebody defers one, or has and the server has ended since.
 
-    It has the file for itself, so there is one, and a reload leaves it alone. The file is the master's user's.
+    It has the file for itself, so there is one, and a reload leaves it alone. The file is the master's user's. Raises ConfigError.
     """
+    if config.journal and not os.access(os.path.dirname(os.path.abspath(config.journal)), os.W_OK | os.X_OK):
+        raise ConfigError(f"journal: no file can be made at {config.journal}")
     worker = Worker(JOURNAL, count=0, handler="laraman.tasks.keeper:Keeper", exclusive=True, user="", group="")
     worker.options["listeners"] = ()  # nothing of the application's runs there
     worker.inner = "frame"

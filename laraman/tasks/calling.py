@@ -172,6 +172,11 @@ def _performer() -> Performer:
     return performer
 
 
+def is_outside() -> bool:
+    """Whether somebody else performs tasks here than this server's task workers: see ``performing``."""
+    return bool(_outside)
+
+
 @contextlib.contextmanager
 def performing(make: Callable[[], Performer]) -> Iterator[None]:
     """Inside of this, tasks that this process submits are performed by what ``make()`` makes, once for each loop."""

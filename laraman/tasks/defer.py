@@ -17,6 +17,7 @@ from laraman.net.current import current_worker
 from laraman.net.encoding import decode, encode
 from laraman.net.outbound import connect
 from laraman.tasks import JOURNAL
+from laraman.tasks.calling import is_outside, submit
 from laraman.tasks.declared import Call, as_task
 from laraman.tasks.pool import request_of
 
@@ -43,6 +44,8 @@ async def defer(task: Task[Any, Any], /, *args: Any, key: str | None = None, del
 
     While a task with the same ``key`` waits or runs this defers nothing, and returns the id of that one.
 
+    In tests, where tasks are performed by something else (``laraman.testing``), it is run at once, and what it raises comes out.
+
     Raises ConfigError where there are no task workers and for what is no task, LocalProtocolError for arguments that cannot be encoded, Busy when
     ``--journal-queue`` tasks wait, LinkDown when the journal has not answered in time, and LaramanError when it cannot be written.
     """
@@ -52,6 +55,10 @@ async def defer(task: Task[Any, Any], /, *args: Any, key: str | None = None, del
     if key is not None and not (isinstance(key, str) and 0 < len(key) <= MAX_KEY):
         raise ConfigError(f"{task.name}: a key is a text of 1 to {MAX_KEY} characters, not {key!r}")
     request = request_of(Call(task, args, kwargs), task.timeout)
+    id = uuid.uuid4().hex
+    if is_outside():
+        await submit(task, *args, **kwargs)
+        return id
     worker = current_worker.get()
     if worker is None or JOURNAL not in worker.inner_paths:
         raise ConfigError("deferred tasks need a server with task workers: --task-workers")
@@ -59,7 +66,6 @@ async def defer(task: Task[Any, Any], /, *args: Any, key: str | None = None, del
     if clerk is None:
         clerk = _clerks[worker] = Clerk(worker)
     now = time.time()
-    id = uuid.uuid4().hex
     return await clerk.ask(id, encode([id, key, task.name, request, now + delay, now]))
 
 

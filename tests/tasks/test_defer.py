@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+import laraman
+from laraman.errors import ConfigError
+from laraman.testing import inline_tasks
 from tests.conftest import DEADLINE, Server, wait_until
 
 if TYPE_CHECKING:
@@ -63,6 +69,14 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
 """
+
+
+noted: list[str] = []
+
+
+@laraman.task
+def note(word: str) -> None:
+    noted.append(word)
 
 
 class Deferring:
@@ -145,6 +159,24 @@ def test_what_fails_too_often_is_kept(shared: Deferring, name: str, error: str) 
 )
 def test_what_cannot_be_deferred_is_said(shared: Deferring, name: str, args: list[Any], options: dict[str, Any], error: str) -> None:
     assert shared.defer(name, *args, **options) == error
+
+
+def test_where_tasks_are_inline_it_is_run_at_once() -> None:
+    async def main() -> str:
+        return await laraman.defer(note, "cake", key="k", delay=60)
+
+    noted.clear()
+    with inline_tasks():
+        assert len(asyncio.run(main())) == 32
+    assert noted == ["cake"]
+    with pytest.raises(ConfigError, match="deferred tasks need a server with task workers: --task-workers"):
+        asyncio.run(main())
+
+
+def test_a_file_that_cannot_be_had_refuses_the_start(place: Path) -> None:
+    command = [sys.executable, "-m", "laraman", "start", "work:app", "--port", "0", "--task-workers", "1", "--journal", "nowhere/journal.db"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert (result.returncode, result.stderr) == (2, "laraman: journal: no file can be made at nowhere/journal.db\n")
 
 
 def test_no_more_wait_than_may_and_the_file_can_be_changed_by_hand(shared: Deferring) -> None:
