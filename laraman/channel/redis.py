@@ -302,7 +302,10 @@ class RedisChannel(Channel):
         return {place.decode() for place, listeners in zip(asked[::2], asked[1::2], strict=True) if not listeners}
 
     def _say(self, where: str, data: bytes) -> None:
-        self._commands.say("PUBLISH", where, data)
+        if self._commands.is_up:
+            self._commands.say("PUBLISH", where, data)
+        else:  # the other connection may be back before this one
+            self._do_beside(self._commands.tell("PUBLISH", where, data))
 
     # Tables and locks ------------------------------------------------------------------------------------------------------------
 

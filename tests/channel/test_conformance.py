@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import functools
 import logging
-from typing import TYPE_CHECKING
+import signal
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from laraman.channel import connect
+from laraman.channel.redis import RedisChannel
 from laraman.errors import LinkDown
 from laraman.testing import check_channel
 from laraman.testing.channels import CHECKS
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> Any:
+    """One loop, that of workers: what differs is the backend."""
+    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture(params=["redis-server", "nats-server"], scope="module")
@@ -144,3 +152,35 @@ async def test_a_server_that_is_not_there_does_not_hang(free_port: int) -> None:
                 await channel.put("jobs", 1, timeout=0.3)
             with pytest.raises(LinkDown):
                 await channel.call("worker", "method", timeout=0.3)
+
+
+async def test_a_server_that_does_not_answer_is_said_in_time_and_goes_on(mortal: StoreServer) -> None:
+    async with connect(mortal.url) as channel:
+        await channel.put("jobs", 0, key="0")
+        await channel.table("t").set("k", 1)
+        mortal.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(LinkDown, match=r"did not answer in 0\.5 s"):
+                await channel.put("jobs", 1, key="1", timeout=0.5)
+        finally:
+            mortal.process.send_signal(signal.SIGCONT)
+        assert await channel.put("jobs", 1, key="1", timeout=20)
+        jobs = [await channel.get("jobs", timeout=20) for _ in range(2)]
+        assert [job.data for job in jobs] == [0, 1]
+        assert await channel.table("t").increment("k") == 2
+
+
+class Forgetful(RedisChannel):
+    """Believes that what it was told will be known."""
+
+    async def _compare_and_set(self, *args: Any) -> bool:
+        return True
+
+    async def _delete(self, table: str, key: str) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("backend", ["redis-server"], indirect=True)
+async def test_the_kit_finds_what_is_wrong(backend: StoreServer) -> None:
+    with pytest.raises(AssertionError, match=r"(?s)3 of 45 checks.*Of many who compare and set the same at once one succeeds"):
+        await check_channel(functools.partial(Forgetful, backend.url))
