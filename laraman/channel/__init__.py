@@ -89,7 +89,9 @@ def connect(url: str, *, name: str = "", slot: int | None = None, limit: int = 1
             from laraman.channel.nats import NatsChannel
 
             return NatsChannel(url, **options)
-    except ImportError:
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] not in ("redis", "nats"):
+            raise  # a fault of ours, which is to be seen
         extra = "redis" if scheme in ("redis", "rediss") else "nats"
         raise ConfigError(f"channel: {scheme}:// needs the extra {extra} (pip install 'laraman[{extra}]')") from None
     raise ConfigError(f"channel: {scheme}:// is none of unix, redis, rediss, nats and tls")
