@@ -277,25 +277,51 @@ def _run(program: Awaitable[Any]) -> Any:
 # The servers ----------------------------------------------------------------------------------------------------------------------
 
 
+class Stored:
+    """A redis-server or nats-server with files in ``directory``: those of one that was killed are those of the next."""
+
+    def __init__(self, program: str, directory: Path) -> None:
+        self.program = program
+        self.directory = directory / program
+        self.directory.mkdir()
+        (self.port,) = _free_ports(1)
+        self.url = f"{program.removesuffix('-server')}://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        redis = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory), "--save", "", "--appendonly", "yes"]
+        nats = ["--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", str(self.directory)]
+        command = [self.program, *(redis if self.program == "redis-server" else nats)]
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.target = Target(self.process, self.port, 0, str(self.directory))
+        _wait_until_it_accepts(self.target)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def __enter__(self) -> Stored:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+
+
 @contextmanager
-def serving(name: str, directory: Path, task_workers: int = 0) -> Iterator[tuple[Target, str]]:
-    """A server and the URL to reach its channel; it is gone afterwards with all its processes."""
+def serving(app: str, directory: Path, *options: str) -> Iterator[tuple[Target, str]]:
+    """A server of an application, and the URL of its hub; it is gone afterwards with all its processes."""
     (port,) = _free_ports(1)
-    place = directory / name
+    place = directory / "laraman"
     place.mkdir()
-    commands = {
-        "redis-server": ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", str(place), "--save", "", "--appendonly", "no"],
-        "nats-server": ["nats-server", "--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", str(place)],
-        "laraman": [sys.executable, "-m", "laraman", "start", "benchmarks.apps:hello", "--port", str(port), "--task-workers", str(task_workers)],
-    }
-    urls = {"redis-server": f"redis://127.0.0.1:{port}", "nats-server": f"nats://127.0.0.1:{port}"}
+    command = [sys.executable, "-m", "laraman", "start", app, "--port", str(port), *options]
     with (place / "log").open("wb") as log:
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(commands[name], cwd=place, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=place, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     target = Target(process, port, 0, str(place))
     try:
         _wait_until_it_accepts(target)
-        yield target, urls.get(name) or f"unix://{place}/.laraman/{port}/hub.sock"
+        yield target, f"unix://{place}/.laraman/{port}/hub.sock"
     finally:
         pids = target.pids()
         process.terminate()
@@ -304,6 +330,16 @@ def serving(name: str, directory: Path, task_workers: int = 0) -> Iterator[tuple
         for pid in pids:
             _kill(pid)
         process.wait(10)
+
+
+@contextmanager
+def _started(name: str, directory: Path) -> Iterator[tuple[Target, str]]:
+    if name == "laraman":
+        with serving("benchmarks.apps:hello", directory) as server:
+            yield server
+    else:
+        with Stored(name, directory) as stored:
+            yield stored.target, stored.url
 
 
 def _wait_until_it_accepts(target: Target) -> None:
@@ -391,7 +427,7 @@ def main() -> None:
             raise SystemExit(f"{program} is not installed (apt-get install {program})")
     results = {}
     with tempfile.TemporaryDirectory(prefix="b-") as directory, ExitStack() as stack:
-        servers = {name: stack.enter_context(serving(name, Path(directory))) for name in needed}
+        servers = {name: stack.enter_context(_started(name, Path(directory))) for name in needed}
         for scenario in options.scenario:
             results[f"channel-{scenario}"] = compare(scenario, options.peers, servers, options.rounds, options.seconds)
             print(table(scenario, results[f"channel-{scenario}"]), end="\n\n", flush=True)

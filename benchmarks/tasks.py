@@ -136,7 +136,7 @@ def main() -> None:
         for workers in (1, 2):
             place = Path(directory, str(workers))
             place.mkdir()
-            _, url = stack.enter_context(serving("laraman", place, task_workers=workers))
+            _, url = stack.enter_context(serving("benchmarks.apps:hello", place, "--task-workers", str(workers)))
             paths[workers] = url.removeprefix("unix://").replace("hub.sock", "task.sock")
             executors[workers] = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver")))
         for scenario in options.scenario:
