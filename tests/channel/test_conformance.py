@@ -17,6 +17,7 @@ from laraman.errors import LinkDown
 from laraman.testing import check_channel
 from laraman.testing.channels import CHECKS
 from tests.channel.hubs import AHub
+from tests.conftest import DEADLINE
 from tests.net.serving import until
 from tests.stores import StoreServer, store_server
 
@@ -72,7 +73,7 @@ def more_than(some: set[str], count: int) -> bool:
 
 
 async def test_what_was_acknowledged_outlives_a_server_that_is_killed(mortal: StoreServer) -> None:
-    async with connect(mortal.url) as putter, connect(mortal.url) as consumer:
+    async with asyncio.timeout(2 * DEADLINE), connect(mortal.url) as putter, connect(mortal.url) as consumer:
         put: set[str] = set()
         done: set[str] = set()
         over = asyncio.Event()
@@ -108,7 +109,7 @@ async def test_what_was_acknowledged_outlives_a_server_that_is_killed(mortal: St
 
 async def test_a_server_that_is_away_is_said_and_everything_is_restored(mortal: StoreServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    async with connect(mortal.url) as one, connect(mortal.url, name="worker", slot=0) as other:
+    async with asyncio.timeout(2 * DEADLINE), connect(mortal.url) as one, connect(mortal.url, name="worker", slot=0) as other:
         begun = asyncio.Event()
 
         async def linger() -> None:
@@ -155,7 +156,7 @@ async def test_a_server_that_is_not_there_does_not_hang(free_port: int) -> None:
 
 
 async def test_a_server_that_does_not_answer_is_said_in_time_and_goes_on(mortal: StoreServer) -> None:
-    async with connect(mortal.url) as channel:
+    async with asyncio.timeout(2 * DEADLINE), connect(mortal.url) as channel:
         await channel.put("jobs", 0, key="0")
         await channel.table("t").set("k", 1)
         mortal.process.send_signal(signal.SIGSTOP)
