@@ -188,7 +188,7 @@ def together(page: Page, *names: str) -> dict[str, str]:
 
 
 def test_tasks(server: Callable[..., Server], tasks_page: Page) -> None:
-    files = together(tasks_page, "primes", "page", "report", "orders")
+    files = together(tasks_page, "primes", "page", "report", "orders", "plain")
     running = server("together:app", "--task-workers", "2", "--journal-attempts", "1", files=files)
     with httpx.Client(base_url=running.url, timeout=DEADLINE) as client:
         assert client.get("/primes/primes").json() == {"below": 1000, "primes": 168}
@@ -198,9 +198,9 @@ def test_tasks(server: Callable[..., Server], tasks_page: Page) -> None:
         assert client.get("/report/pack").json() == {"last": {"packed": "cake", "done": 2, "of": 2}, "result": 2}
         for order in (7, 13):
             assert client.post(f"/orders/orders/{order}").json() == {"order": order}
+        assert len(client.post("/plain/orders/8").json()["deferred"]) == 32
     invoices = running.directory / "invoices.txt"
-    wait_until(invoices.exists, what="an invoice")
-    assert invoices.read_text() == "invoice 7\n"
+    wait_until(lambda: invoices.exists() and invoices.read_text() == "invoice 7\ninvoice 8\n", what="the invoices")
     wait_until(lambda: "has failed and is kept in" in running.output, what="the failure")
     look, retry = tasks_page.block("sql", "SELECT").splitlines()
     [path] = running.directory.glob(".laraman/*/journal.db")

@@ -41,6 +41,8 @@ PAUSE = Backoff(base=2.0, cap=3600.0, random=lambda: 0.5 + random.random() / 2)
 SOON = 1.0
 #: Seconds between two looks at what others may have changed in the file.
 LOOK = 5.0
+#: The part of a stop's time in which the server's processes, which stop too, may still defer.
+MEMBERS_PART = 2 / 3
 #: Orders that may wait for the file before no more is read.
 MAX_ORDERS = 1000
 
@@ -79,7 +81,9 @@ class Keeper:
     async def on_drain(self, worker: Any, deadline: float | None) -> None:
         """Begin no more. The processes of a server that stops may still defer until they are gone."""
         self._draining = True
-        while self._running or (worker.stop_reason == "stop" and worker.connections):
+        now = worker.loop.time()
+        until = float("inf") if deadline is None else now + (deadline - now) * MEMBERS_PART
+        while self._running or (worker.stop_reason == "stop" and worker.connections and worker.loop.time() < until):
             await asyncio.sleep(0.01)
         for member in tuple(worker.connections):
             member.close(1001)
