@@ -21,6 +21,7 @@ import anyio
 
 from laraman.errors import Busy, LaramanError, LinkDown, RemoteProtocolError, TaskError
 from laraman.net.connection import Connection
+from laraman.net.door import Door
 from laraman.net.encoding import decode, encode
 from laraman.net.link import Backoff
 from laraman.protocols.framing import Frame
@@ -72,6 +73,8 @@ class Keeper:
         self._running: set[str] = set()
         self._draining = False
         self._opened = worker.loop.time()
+        self._listening = worker.binds[0].socket.dup()
+        self._listening.setblocking(False)
         self._moved = 0
         worker.links.add(self)
         worker.tasks.start_soon(self._write, name="journal")
@@ -79,12 +82,15 @@ class Keeper:
         logger.info("Journal %s: %d tasks wait, %d have failed", self._journal.path, *map(self._journal.counts.__getitem__, (WAITING, FAILED)))
 
     async def on_drain(self, worker: Any, deadline: float | None) -> None:
-        """Begin no more. The processes of a server that stops may still defer until they are gone."""
+        """Begin no more. While what runs is finished others may defer: at a stop until they are gone, at a restart their successors too."""
         self._draining = True
+        door = Door(worker, lambda: Member(self, worker))
+        door.open(self._listening)
         now = worker.loop.time()
         until = float("inf") if deadline is None else now + (deadline - now) * MEMBERS_PART
         while self._running or (worker.stop_reason == "stop" and worker.connections and worker.loop.time() < until):
             await asyncio.sleep(0.01)
+        door.close()
         for member in tuple(worker.connections):
             member.close(1001)
 

@@ -228,6 +228,24 @@ def test_it_survives_that_everything_is_killed(server: Callable[..., Server]) ->
     assert not list(first.server.directory.glob(".laraman/*/journal.db*"))
 
 
+def test_a_restart_that_waits_for_a_task_takes_others_meanwhile(server: Callable[..., Server]) -> None:
+    running = Deferring(server)
+    running.defer("slow", "long")
+    wait_until(lambda: running.done == ["begin long"], what="the task")
+    before = {row["pid"] for row in running.server.processes()}
+    command = [sys.executable, "-m", "laraman", "restart"]
+    restart = subprocess.Popen(command, cwd=running.server.directory, env=running.server.environ, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: before.isdisjoint(row["pid"] or 0 for row in running.server.processes() or [{"pid": min(before)}]), what="the successors")
+        assert len(running.defer("note", "short")) == 32
+        assert running.done == ["begin long"]
+    finally:
+        running.go.touch()
+        assert restart.wait(DEADLINE) == 0
+    wait_until(lambda: "short" in running.done, what="the other one")
+    assert running.done == ["begin long", "long", "short"]
+
+
 def test_a_deploy_interrupts_nothing(server: Callable[..., Server]) -> None:
     running = Deferring(server)
     running.defer("slow", "through the reload")
