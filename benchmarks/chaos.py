@@ -72,8 +72,9 @@ class Figures:
     def __str__(self) -> str:
         kills = ", ".join(f"{count} {kind}" for kind, count in self.kills.items())
         return (
-            f"{self.through}: {self.jobs} jobs in {self.seconds:.1f} s, killed {kills}; {self.acknowledged} puts acknowledged, "
-            f"{len(self.lost)} lost, {len(self.again)} given again after ack, {len(self.unexplained)} unexplained, {self.done_again} done again, {self.put_twice} put twice"
+            f"{self.through}: {self.jobs} jobs in {self.seconds:.1f} s; killed {kills}; {self.acknowledged} puts acknowledged, "
+            f"{len(self.lost)} lost, {len(self.again)} given again after ack, {len(self.unexplained)} unexplained, {self.done_again} done again, "
+            f"{self.put_twice} put twice"
         )
 
 
@@ -150,8 +151,10 @@ class Chaos:
                 if time.monotonic() >= last + REST:
                     self._killed(kind, self.store.process.pid)
                     self.store.kill()
-                    await asyncio.sleep(self.random.uniform(*AWAY))
-                    await asyncio.to_thread(self.store.start)
+                    try:
+                        await asyncio.sleep(self.random.uniform(*AWAY))
+                    finally:
+                        await asyncio.to_thread(self.store.start)
                     last = time.monotonic()
             elif kind in steady:
                 pid = self.random.choice(steady[kind])
