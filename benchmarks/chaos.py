@@ -47,8 +47,10 @@ if TYPE_CHECKING:
     from laraman.channel.interface import Channel
 
 PUTTERS, LIMIT = 32, 2000
+#: The part of the jobs from which on they are put when something of each kind has been killed.
+LAST = 0.8
 #: Seconds between two kills; from the return of Redis or NATS to the next one of it; in which it is away.
-PAUSE, REST, AWAY = (0.1, 0.7), 2.0, (0.0, 1.0)
+PAUSE, REST, AWAY = (0.1, 0.7), 4.0, (0.0, 1.0)
 #: Seconds that a consumer may still begin with what a server gave it that has been killed; without any news after which the run is over.
 NEWS, SILENCE = 0.5, 30.0
 SERVERS = {"redis": "redis-server", "nats": "nats-server"}
@@ -79,13 +81,14 @@ class Figures:
 
 
 class Chaos:
-    """One run. ``through`` is "hub", "redis" or "nats"."""
+    """One run. ``through`` is "hub", "redis" or "nats"; no more than ``most`` processes are killed."""
 
-    def __init__(self, through: str, jobs: int, seed: int, visibility: float) -> None:
+    def __init__(self, through: str, jobs: int, seed: int, visibility: float, most: float = float("inf")) -> None:
         self.figures = Figures(through, jobs)
         self.jobs = jobs
         self.random = random.Random(seed)
         self.visibility = visibility
+        self.most = most
         #: When what was killed, in the machine's time; when each put began and returned, and what.
         self.kills: list[tuple[float, str, int]] = []
         self.puts: dict[int, tuple[float, float]] = {}
@@ -113,25 +116,20 @@ class Chaos:
     # What happens ----------------------------------------------------------------------------------------------------------------
 
     async def _flow(self, url: str) -> None:
-        killing = asyncio.create_task(self._kill_at_random())
-        async with channel.connect(url, limit=LIMIT) as there:
-            flowing = asyncio.create_task(self._all(there))
-            await asyncio.wait({killing, flowing}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (flowing, killing):
-                task.cancel()
-            await asyncio.wait({killing, flowing})
-            for task in (flowing, killing):
-                if not task.cancelled():
-                    task.result()
-            await self._until_nothing_happens()
-
-    async def _all(self, there: Channel) -> None:
-        numbers = iter(range(self.jobs))
-        await asyncio.gather(*(self._put(there, numbers) for _ in range(PUTTERS)))
-        await self._until_all_are_done()
+        async with channel.connect(url, limit=LIMIT) as there, asyncio.TaskGroup() as group:
+            group.create_task(self._kill_at_random())
+            numbers = iter(range(self.jobs))
+            await asyncio.gather(*(self._put(there, numbers) for _ in range(PUTTERS)))
+            await self._rest("did", SILENCE)
+            self.most = 0
+        await self._rest("did", SILENCE)
+        # What somebody had who was killed is given to others when its time is over.
+        await self._rest("acked", self.visibility + 2)
 
     async def _put(self, there: Channel, numbers: Iterator[int]) -> None:
         for number in numbers:
+            while number >= self.jobs * LAST and len(self.figures.kills) < 3:
+                await asyncio.sleep(0.05)
             began = time.monotonic()
             while number not in self.ids:
                 try:
@@ -141,26 +139,31 @@ class Chaos:
             self.puts[number] = began, time.monotonic()
 
     async def _kill_at_random(self) -> None:
-        server = "hub" if self.store is None else self.figures.through
-        last = time.monotonic()
-        while True:
-            await asyncio.sleep(self.random.uniform(*PAUSE))
-            steady = self._steady()
-            kind = self.random.choice([server, "http", "task"])
-            if kind == server and self.store is not None:
-                if time.monotonic() >= last + REST:
-                    self._killed(kind, self.store.process.pid)
-                    self.store.kill()
-                    try:
-                        await asyncio.sleep(self.random.uniform(*AWAY))
-                    finally:
-                        await asyncio.to_thread(self.store.start)
+        kinds = [self.figures.through, "http", "task"]
+        last = -REST
+        while len(self.kills) < self.most:
+            self.random.shuffle(kinds)
+            for kind in kinds:
+                await asyncio.sleep(self.random.uniform(*PAUSE))
+                steady = self._steady()
+                if kind in SERVERS and time.monotonic() >= last + REST:
+                    await self._kill_store()
                     last = time.monotonic()
-            elif kind in steady:
-                pid = self.random.choice(steady[kind])
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                    self._killed(kind, pid)
+                elif kind in steady:
+                    self._kill(kind, self.random.choice(steady[kind]))
+
+    async def _kill_store(self) -> None:
+        assert self.store is not None
+        self._kill(self.figures.through, self.store.process.pid)
+        self.store.process.wait(10)
+        await asyncio.sleep(self.random.uniform(*AWAY))
+        await asyncio.to_thread(self.store.start)
+
+    def _kill(self, kind: str, pid: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            self.kills.append((time.monotonic(), kind, pid))
+            self.figures.kills[kind] = self.figures.kills.get(kind, 0) + 1
 
     def _steady(self) -> dict[str, list[int]]:
         """The pids of each worker that have been ready for a while: a master gives up what dies again and again before that."""
@@ -175,29 +178,18 @@ class Chaos:
                 steady.setdefault(row["worker"], []).append(row["pid"])
         return steady
 
-    def _killed(self, kind: str, pid: int) -> None:
-        self.kills.append((time.monotonic(), kind, pid))
-        self.figures.kills[kind] = self.figures.kills.get(kind, 0) + 1
-
-    async def _until_all_are_done(self) -> None:
-        """Or nothing has happened for a long time."""
-        done: set[str] = set()
+    async def _rest(self, what: str, seconds: float) -> None:
+        """Return when the book says this of each job, or nothing new for so long."""
+        found: set[str] = set()
         news = time.monotonic()
-        with self.book.open() as book:
-            while len(done) < self.jobs and time.monotonic() < news + SILENCE:
+        with self.book.open("a+") as book:
+            book.seek(0)
+            while len(found) < self.jobs and time.monotonic() < news + seconds:
                 lines = book.readlines()
-                done.update(line.split()[3] for line in lines if line.startswith("did "))
+                found.update(line.split()[3] for line in lines if line.startswith(what))
                 if lines:
                     news = time.monotonic()
                 await asyncio.sleep(0.1)
-
-    async def _until_nothing_happens(self) -> None:
-        """What somebody had who was killed is given to others when its time is over."""
-        size, since = -1, 0.0
-        while time.monotonic() < since + self.visibility + 2:
-            if (now := self.book.stat().st_size) != size:
-                size, since = now, time.monotonic()
-            await asyncio.sleep(0.1)
 
     # What the book says ----------------------------------------------------------------------------------------------------------
 

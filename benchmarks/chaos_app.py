@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,15 @@ QUEUE, BOOK = "chaos", "book"
 VISIBILITY = float(os.environ.get("CHAOS_VISIBILITY", "10"))
 PREFETCH = 8
 
-_book = os.open(BOOK, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+@functools.cache
+def _book() -> int:
+    return os.open(BOOK, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def note(what: str, *facts: object) -> None:
     """One line, which is there as a whole whoever is killed: what, when in the machine's time, who."""
-    os.write(_book, f"{' '.join(map(str, (what, time.monotonic(), os.getpid(), *facts)))}\n".encode())
+    os.write(_book(), f"{' '.join(map(str, (what, time.monotonic(), os.getpid(), *facts)))}\n".encode())
 
 
 @laraman.task
