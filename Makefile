@@ -14,6 +14,9 @@ bench:          ## compare with the peers (half an hour on a quiet machine), kee
 	.venv/bin/python -m benchmarks.reload --watcher stat --json benchmarks/history.jsonl
 	.venv/bin/python -m benchmarks.memory --json benchmarks/history.jsonl
 	.venv/bin/python -m benchmarks.sandbox
+	.venv/bin/python -m benchmarks.channel --json benchmarks/history.jsonl
+	.venv/bin/python -m benchmarks.tasks --json benchmarks/history.jsonl
+	.venv/bin/python -m benchmarks.chaos --through hub redis nats
 	$(MAKE) readme
 
 readme:         ## write the generated tables into the README
