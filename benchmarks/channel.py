@@ -290,12 +290,20 @@ class Stored:
 
     def start(self) -> None:
         redis = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory), "--save", "", "--appendonly", "yes"]
+        redis += ["--auto-aof-rewrite-min-size", "1mb"]  # one that is long is long in being read
         nats = ["--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", str(self.directory)]
         command = [self.program, *(redis if self.program == "redis-server" else nats)]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.target = Target(self.process, self.port, 0, str(self.directory))
-        _wait_until_it_accepts(self.target)
+        _wait_until_it_accepts(self.target, self._answers)
+
+    def _answers(self) -> bool:
+        """Redis accepts while it still reads its file."""
+        with socket.create_connection(("127.0.0.1", self.port), 1) as sock:
+            if self.program == "redis-server":
+                sock.sendall(b"PING\r\n")
+            return sock.recv(4096).startswith((b"INFO", b"+PONG"))
 
     def kill(self) -> None:
         self.process.kill()
@@ -342,11 +350,12 @@ def _started(name: str, directory: Path) -> Iterator[tuple[Target, str]]:
             yield stored.target, stored.url
 
 
-def _wait_until_it_accepts(target: Target) -> None:
-    deadline = time.monotonic() + 30
+def _wait_until_it_accepts(target: Target, answers: Callable[[], bool] | None = None) -> None:
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and target.process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", target.port), 1):
-            return
+            if answers is None or answers():
+                return
         time.sleep(0.05)
     raise Failed(f"does not accept: {target.process.args!r}\n{Path(target.directory, 'log').read_text()}")
 
