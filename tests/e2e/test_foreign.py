@@ -13,6 +13,7 @@ import stat
 import struct
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,6 @@ from tests.e2e.tools import read_all, read_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.conftest import Server
 
@@ -345,6 +345,12 @@ class Asking:
             thread.join(DEADLINE)
 
 
+def listening(port: int) -> set[str]:
+    """The inodes of the sockets that listen on this port of 127.0.0.1."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[9] for row in rows if row[1] == f"0100007F:{port:04X}" and row[3] == "0A"}
+
+
 def test_reload_restart_and_scaling_lose_nothing_where_each_process_has_its_socket(server: Callable[..., Server]) -> None:
     running = server(
         "program:workers",
@@ -359,24 +365,24 @@ def test_reload_restart_and_scaling_lose_nothing_where_each_process_has_its_sock
         return {row["pid"] for row in running.processes("line") if row["state"] == "ready"}
 
     with Asking(tcp, udp) as asking:
-        first = pids()
+        first, sockets = pids(), listening(tcp)
+        assert len(sockets) == 2
         wait_until(lambda: asking.pids >= first, what="both processes")
         for verb in ("reload", "restart"):
             before = pids()
             assert running.cli(verb).returncode == 0
             wait_until(lambda: len(pids()) == 2 and pids().isdisjoint(before) and asking.pids >= pids(), what=f"the processes after {verb}")  # noqa: B023
+            assert listening(tcp) == sockets, "what waits in them has not been lost"
         running.process.send_signal(signal.SIGTTIN)
         wait_until(lambda: len(pids()) == 3 and asking.pids >= pids(), what="the third process")
         for count in (2, 1):
             running.process.send_signal(signal.SIGTTOU)
-            wait_until(lambda: len(running.processes("line")) == count, what="fewer processes")  # noqa: B023
+            wait_until(lambda: len(running.processes("line")) == len(listening(tcp)) == count, what="fewer processes")  # noqa: B023
         answered, datagrams = asking.answers, asking.datagrams
         wait_until(lambda: asking.answers > answered + 20 and asking.datagrams > datagrams + 20, what="more answers")
-        # The port is the server's, even for programs that would share it.
-        with socket.socket() as other:
-            other.bind(("127.0.0.1", 0))
-            with pytest.raises(OSError, match="in use"):
-                socket.create_server(("127.0.0.1", tcp))
+        # The port is the server's.
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(("127.0.0.1", tcp))
         os.kill(next(iter(pids())), signal.SIGKILL)  # what waits for its socket waits for the next process
         answered = asking.answers
         wait_until(lambda: asking.answers > answered + 20, what="answers of the next process")
