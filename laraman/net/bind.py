@@ -105,6 +105,8 @@ class Bind:
         kind = socket.SOCK_DGRAM if self.datagrams else socket.SOCK_STREAM
         if descriptor is not None:
             made = _checked(socket.socket(fileno=descriptor), kind)
+            if self.reuse_port:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # a restart may switch it on
         elif address.path:
             made = _unix(address.path, self.mode, self.group)
         else:

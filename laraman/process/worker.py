@@ -53,7 +53,8 @@ class Worker:
     bytes, ``write_buffer`` how many bytes may wait for a slow peer before sending waits. ``options`` are the server's (see ``laraman config``) as
     they are to be in this worker's processes only: ``user="www-data"``, ``ssl_certfile=...``. Raises ConfigError.
 
-    What ``on_message`` returns is the reply on ``request://``, where the handler may also be a function, which is its ``on_message``.
+    What ``on_message`` returns is the reply on ``request://``, where the handler may also be a function, which is its ``on_message``. On ``http://``
+    the handler is an ASGI application, and what serves it does all of the following.
 
     The handler's methods, each optional and plain or ``async``:
 
@@ -62,7 +63,8 @@ class Worker:
         on_reload(worker)             a reload was ordered, which may replace this process, or leave it alone
         connection(worker, bind)      the asyncio.Protocol for a connection that ``bind`` accepted; without it, a Connection of the address's protocol
         door(worker, bind, factory)   the ``laraman.net.door.Door`` by which ``bind``'s connections come in, or None where nothing comes before them
-        on_connect(connection)  on_message(connection, message)  on_close(connection)     for such Connections
+        on_connect(connection)  on_message(connection, message)  on_close(connection)     for such Connections; of datagrams only the second
+        on_upgrade(connection, upgrade)    who is let in on ``websocket://``: see ``laraman.net.accepted``
         on_drain(worker, deadline)    accepting has stopped: finish inbound work before the loop's time ``deadline`` (None: no limit)
         on_stop(worker)               last, when the tasks and links are over; not called when ``on_start`` did not succeed
     """

@@ -302,6 +302,19 @@ def test_a_later_image_finds_the_sockets_of_the_slots(binds: list[Bind]) -> None
 
 @linux
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_a_restart_may_switch_it_on(binds: list[Bind], scheme: str) -> None:
+    before = Bind(f"{scheme}://127.0.0.1:0")
+    before.open()
+    after = Bind(f"{scheme}://127.0.0.1:0")
+    after.reuse_port = True
+    binds.append(after)
+    assert before.socket is not None
+    after.take_over({before.key: before.socket.detach()}, 2)
+    assert (len(after.sockets), after.address) == (2, before.address)
+
+
+@linux
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
 def test_an_address_that_another_program_shares_is_refused(binds: list[Bind], scheme: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if scheme == "udp" else socket.SOCK_STREAM) as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
