@@ -42,7 +42,7 @@ PROTOCOLS: dict[str, Callable[..., Protocol]] = {"tcp": Raw, "udp": Raw, "text":
 
 
 def protocol_named(scheme: str, max_message: int | None = None) -> Callable[[], Protocol]:
-    """The factory of the protocol that an address's scheme names, with messages of ``max_message`` bytes at most. Raises ConfigError for no such one."""
+    """The factory of the protocol that an address's scheme names, with messages of ``max_message`` bytes at most. Raises ConfigError."""
     try:
         factory = PROTOCOLS[scheme]
         return factory if max_message is None or factory is Raw else partial(factory, max_message)
