@@ -42,7 +42,8 @@ class Store:
         """It does not answer. Said once."""
         if not self._away:
             self._away = True
-            logger.warning("The cluster's store %s is away, what runs once in the cluster waits for it: %s", self._where, str(error) or "no answer in time")
+            why = str(error) or "no answer in time"
+            logger.warning("The cluster's store %s is away, what runs once in the cluster waits for it: %s", self._where, why)
 
     def back(self) -> None:
         """It answers."""

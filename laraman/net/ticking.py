@@ -33,22 +33,22 @@ class Ticking(Resident):
         self._schedule = timer.schedule()
         #: The moment that was begun last.
         self._begun = self._schedule.now()
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None  # while it runs
         self._ticking = self._ending = False
 
     def wind_up(self) -> None:
         self._ending = True
-        if not self._ticking:
+        if self._scope is not None and not self._ticking:
             self._scope.cancel()
 
     cancel = wind_up
 
     async def run(self) -> None:
         try:
-            with self._scope:
+            with anyio.CancelScope() as self._scope:
                 if self.lease is None:
                     await self._tick_on()
-                else:
+                elif not self._ending:
                     await self.lease.while_held(self._tick_on)
         finally:
             self.declared.ended(self)
