@@ -241,8 +241,8 @@ class Connection(Handling):
     # Receiving -------------------------------------------------------------------------------------------------------------------
 
     async def receive(self) -> Any:
-        """The next message: for who dialled without a handler, and for an ``async`` handler in the middle of a dialogue, a handshake in ``on_connect``
-        above all.
+        """The next message: for who dialled without a handler, and for an ``async`` handler in the middle of a dialogue, a handshake in
+        ``on_connect`` above all.
 
         Raises ConnectionClosed or ConnectionLost when there will be none.
         """

@@ -28,21 +28,6 @@ IN_FLIGHT = 1024
 SIZE = 65536
 
 
-class Datagram:
-    """The protocol of ``udp://``: a datagram is a message, an empty one too."""
-
-    __slots__ = ()
-
-    def receive_data(self, data: bytes) -> list[bytes]:
-        return [data]
-
-    def receive_eof(self) -> None:
-        """It was whole."""
-
-    def send(self, message: bytes) -> bytes:
-        return message
-
-
 class DatagramConnection(Connection):
     """What is there of a peer while its datagram is handled, and as long as the handler keeps it to answer later."""
 

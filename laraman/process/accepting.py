@@ -12,7 +12,7 @@ from laraman.config.options import did_you_mean
 from laraman.errors import ConfigError
 from laraman.net.accepted import websocket_factory
 from laraman.net.connection import Connection
-from laraman.net.datagrams import Datagram, DatagramServer
+from laraman.net.datagrams import DatagramServer
 from laraman.net.door import Door, Places
 from laraman.net.request import request_factory
 from laraman.net.tls import Tls
@@ -83,7 +83,7 @@ class Accepting:
         """What makes a connection's codec: the declaration's, or the one that the address names."""
         worker = self._worker
         if worker.protocol is None:
-            return Datagram if bind.datagrams else self._named(bind)
+            return self._named(bind)
         protocol: Callable[[], Any] = resolve(worker.protocol, "protocol") if isinstance(worker.protocol, str) else worker.protocol
         if not callable(protocol) or not all(hasattr(protocol(), method) for method in ("receive_data", "send")):
             raise ConfigError(f"worker {worker.name!r}: its protocol {worker.protocol!r} makes nothing with receive_data and send")

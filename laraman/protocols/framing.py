@@ -1,4 +1,4 @@
-"""The three byte framings of custom workers and links, and the length-prefix codec that they and ipc share."""
+"""The byte framings of custom workers and links, and the length-prefix codec that they and ipc share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ class Raw:
 
     def receive_eof(self) -> None:
         """A byte stream may end anywhere."""
+
+    def send(self, message: bytes) -> bytes:
+        return message
+
+
+class Datagram:
+    """The protocol of ``udp://``: a datagram is a message, an empty one too."""
+
+    __slots__ = ()
+
+    def receive_data(self, data: bytes) -> list[bytes]:
+        return [data]
+
+    def receive_eof(self) -> None:
+        """It was whole."""
 
     def send(self, message: bytes) -> bytes:
         return message

@@ -11,8 +11,8 @@ import pytest
 
 from laraman.config import Config
 from laraman.errors import Busy, ConnectionClosed, ConnectionLost, LocalProtocolError, RemoteProtocolError
-from laraman.net.datagrams import Datagram, DatagramConnection, DatagramServer
-from laraman.protocols.framing import Text
+from laraman.net.datagrams import DatagramConnection, DatagramServer
+from laraman.protocols.framing import Datagram, Text
 from tests.net.serving import a_worker, until
 
 if TYPE_CHECKING:
