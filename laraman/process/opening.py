@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from laraman.errors import ConfigError, LaramanError
+from laraman.net.bind import Bind, key_of
 from laraman.process import daemon, restart
 from laraman.process.control import Control, listen
 from laraman.process.loopless import Loopless
@@ -22,6 +23,7 @@ def open_binds(master: Master) -> None:
     """Listen where the workers are to, on what a former image of the master has left where that is the same. Raises BootError, and ConfigError for
     an address that is there twice."""
     _check_places(master)
+    _follow_places(master)
     new = [bind for bind in master.binds if bind.key not in master.inherited and bind.fd is None]
     try:
         for worker in master.workers.values():
@@ -46,6 +48,16 @@ def _check_places(master: Master) -> None:
                 whom = f"worker {name!r}" if taken[place] == name else f"worker {name!r} and worker {taken[place]!r}"
                 raise ConfigError(f"{whom}: {bind.where} is there twice")
             taken[place] = name
+
+
+def _follow_places(master: Master) -> None:
+    """A restart may change which protocol is spoken at an address: what was left there is known by the new name from now on."""
+    keys = {bind.place: bind.key for bind in master.binds if bind.place is not None}
+    for name in [*master.inherited]:
+        key = key_of(name)
+        wanted = keys.get(Bind(key).place)
+        if wanted is not None and (renamed := name.removesuffix(key) + wanted) not in master.inherited:
+            master.inherited[renamed] = master.inherited.pop(name)
 
 
 def close_inherited(master: Master) -> None:
