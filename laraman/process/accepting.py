@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from laraman.config.options import did_you_mean
-from laraman.errors import ConfigError
+from laraman.errors import BootError, ConfigError
 from laraman.net.accepted import websocket_factory
 from laraman.net.connection import Connection
 from laraman.net.datagrams import DatagramServer
@@ -116,7 +116,8 @@ class Accepting:
         server: DatagramServer | Door | None
         server = DatagramServer(self._worker, self._handler, self._protocol(bind)) if bind.datagrams else self._door(bind)
         factory = None if server is not None else self._factory(bind)
-        assert bind.socket is not None
+        if bind.socket is None:
+            raise BootError(f"nothing listens on {bind.address}: a restart that wanted it was refused")
         # A copy, because the server closes it and the backlog is served after that.
         sock = bind.socket.dup()
         sock.setblocking(False)

@@ -52,11 +52,11 @@ def _check_places(master: Master) -> None:
 
 def _follow_places(master: Master) -> None:
     """A restart may change which protocol is spoken at an address: what was left there is known by the new name from now on."""
-    keys = {bind.place: bind.key for bind in master.binds if bind.place is not None}
+    keys = {bind.place: bind.key for bind in master.binds}
     for name in [*master.inherited]:
         key = key_of(name)
-        wanted = keys.get(Bind(key).place)
-        if wanted is not None and (renamed := name.removesuffix(key) + wanted) not in master.inherited:
+        place = Bind(key).place
+        if place is not None and (wanted := keys.get(place)) and (renamed := name.removesuffix(key) + wanted) not in master.inherited:
             master.inherited[renamed] = master.inherited.pop(name)
 
 
