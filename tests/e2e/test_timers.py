@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from pathlib import Path
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +19,7 @@ from tests.stores import StoreServer, store_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.conftest import Server
 
@@ -107,7 +108,8 @@ def test_once_per_period_through_reloads_kills_and_a_restart(server: Callable[..
     calm = moments(running)
     assert calm == sorted(set(calm))
     assert not any(moment % period for moment in calm)
-    gaps = Counter((after - before) // period for before, after in zip(calm, calm[1:], strict=False))
+    gaps = Counter((after - before) // period for before, after in pairwise(calm))
+    assert set(calm[:-1]) <= set(moments(running, "ended")), "a reload has cut a call off"
     assert gaps[1] > gaps.total() / 2, gaps  # a busy machine may miss some
 
     for pid in (pids[0], pids[1]):  # of slot 0, then of the other one
@@ -282,3 +284,39 @@ def publish(redis: StoreServer, text: str) -> bool:
 
     with Redis(port=redis.port) as client:
         return bool(client.publish("orders", text))
+
+
+CLUSTER = """
+import os
+import laraman
+from redis import Redis
+
+store = Redis.from_url(os.environ["LARAMAN_CLUSTER"], decode_responses=True)
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+@laraman.every(0.1, singleton="cluster", name="once")
+def once():
+    with open("marks.txt", "a") as file:
+        file.write(f"{os.getpid()} begun {store.get('laraman:{timer.once}:noted').split()[1]}\\n")
+"""
+
+
+def test_once_in_a_cluster_of_two_servers(server: Callable[..., Server], redis: StoreServer) -> None:
+    environ = {"LARAMAN_CLUSTER": redis.url}
+    servers = [server("app:app", "--workers", "2", files={"app.py": CLUSTER}, environ=environ) for _ in range(2)]
+    first = wait_until(lambda: next((running for running in servers if moments(running)), None), what="a first tick")
+    second = next(running for running in servers if running is not first)
+    wait_for_ticks(first, 5)
+    assert first.cli("reload").returncode == 0
+    wait_until(lambda: len({pid for running in servers for pid, _ in marks(running)}) > 1, what="another holder")
+    holder = max(servers, key=lambda running: max(moments(running), default=0))
+    other = first if holder is second else second
+    assert holder.stop() == 0
+    wait_for_ticks(other, 5)
+    begun = [moment for running in servers for moment in moments(running)]
+    assert len(begun) == len(set(begun)), "a period was begun twice"
+    assert not any(moment % 100_000 for moment in begun)

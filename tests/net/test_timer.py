@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import threading
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ from tests.net.serving import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.net.conftest import Around
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("around")]
 
@@ -104,7 +104,7 @@ async def test_a_grid_is_kept_whatever_calls_take(monkeypatch: pytest.MonkeyPatc
     async with a_worker():
         laraman.every(0.02, lambda: asyncio.sleep(0.013), jitter=0.005)
         await until(lambda: len(begun) == 10)
-    assert {(after - before) % 20_000 for before, after in zip(begun, begun[1:], strict=False)} == {0}
+    assert {(after - before) % 20_000 for before, after in pairwise(begun)} == {0}
     assert begun == sorted(set(begun))
 
 
