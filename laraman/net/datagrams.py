@@ -41,6 +41,7 @@ class DatagramConnection(Connection):
         self.opened = server.loop.time()
         self.peer = peer
         self.local = server.local
+        self._closing_when_idle = True  # nothing follows
 
     def take(self, data: bytes) -> None:
         """Handle one datagram. A protocol that is not the built-in one may find any number of messages in it, and each must be whole."""
