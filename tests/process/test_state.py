@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 import tempfile
@@ -49,6 +50,15 @@ def test_names() -> None:
     assert instance_name("", 8000, uds="/run/my app.sock") == "run-my-app.sock"
     assert instance_name("", 8000, uds="../..") == "uds"
     assert instance_name("", 8000, fd=3) == "fd3"
+    long = [instance_name("", 8000, uds=f"/srv/{'deep/' * 10}{part}/app.sock") for part in "ab"]
+    assert [re.sub("[0-9a-f]{8}$", "", name) for name in long] == ["deep-deep-a-app.sock-", "deep-deep-b-app.sock-"]
+    assert long == [instance_name("", 8000, uds=f"/srv/{'deep/' * 10}{part}/app.sock") for part in "ab"]
+
+
+def test_the_path_of_a_socket_may_be_as_long_as_it_can(here: Path, opened: list[StateDirectory]) -> None:
+    made = [open_state("", instance_name("", 8000, uds=f"/{'x' * 105}{number}")) for number in range(2)]
+    opened += [state for state in made if state is not None]
+    assert [state.path.parent for state in opened] == [here / ".laraman"] * 2
 
 
 def test_a_directory_is_private_marked_and_removed(here: Path) -> None:
