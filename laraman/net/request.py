@@ -93,7 +93,7 @@ class _Answering:
 
     async def _answer(self, connection: RequestConnection, answer: Any) -> None:
         answer = await answer if inspect.isawaitable(answer) else answer
-        await connection.drained()
+        await connection.writable()
         connection.answer(answer)
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import struct
 import types
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -81,7 +82,8 @@ def answering(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextMa
     @contextlib.asynccontextmanager
     async def answer(handler: Any, *, max_message: int | None = None, allow_users: Any = (), **options: Any) -> AsyncIterator[Served]:
         worker = a_worker()
-        vars(worker).update(config=Config(), options={"timeout_request_header": 30.0, "timeout_request_body": 30.0, **options})
+        config = replace(Config(), timeout_write=options.pop("timeout_write", 60.0))
+        vars(worker).update(config=config, options={"timeout_request_header": 30.0, "timeout_request_body": 30.0, **options})
         vars(worker).update(max_message=max_message, allow_users=allow_users, write_buffer=None)
         path = tmp_path / "app.sock"
         bind: Any = types.SimpleNamespace(address=parse_address(f"request+unix://{path}"))
@@ -115,9 +117,10 @@ async def later(connection: Any, message: Any) -> Any:
 
 async def test_the_three_replies_to_the_byte(answering: Any) -> None:
     seen = []
-    async with answering(lambda connection, message: seen.append(message), timeout_request_header=0.1, timeout_request_body=0.1) as served:
+    async with answering(lambda connection, message: seen.append(message)) as served:
         assert await served.exchange(SIAM) == OK
         assert await served.exchange(SIAM[:3], SIAM[3:9], SIAM[9:]) == OK
+    async with answering(lambda connection, message: seen.append(message), timeout_request_header=0.3, timeout_request_body=0.3) as served:
         for short in (b"", b"\0\0", SIAM[:3]):
             assert await served.exchange(short) == NO_LENGTH
             assert await served.exchange(short, end=True) == NO_LENGTH
@@ -134,13 +137,13 @@ async def test_a_length_and_a_body_have_a_second_each_when_nothing_else_is_said(
         bind: Any = types.SimpleNamespace(address=parse_address("request+unix:///run/app.sock"))
         terms = request_factory(served.worker, silent, bind)()._terms
         assert (terms.timeout_request_header, terms.timeout_request_body, terms.timeout_keep_alive) == (1, 1, 0)
-    async with answering(silent, timeout_request_header=0.5, timeout_request_body=1.0) as served:
+    async with answering(silent, timeout_request_header=1.0, timeout_request_body=1.0) as served:
         begun = loop.time()
         reader, writer = await served.connect()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
         writer.write(SIAM[:6])
         assert await reader.read() == SHORT_BODY
-        assert loop.time() - begun >= 1.25  # the body's second began with the length
+        assert loop.time() - begun >= 1.4  # the body's second began with the length
         writer.transport.abort()
 
 
@@ -239,10 +242,10 @@ async def test_many_requests_on_one_connection_in_their_order(answering: Any, ha
 
 
 async def test_the_next_request_has_its_time_from_the_reply_on(answering: Any) -> None:
-    async with answering(echo, timeout_keep_alive=0.4, timeout_request_body=0.1) as served:
+    async with answering(echo, timeout_keep_alive=1.0, timeout_request_body=0.3) as served:
         reader, writer = await served.connect()
         for _ in range(3):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
             writer.write(SIAM)
             assert await reader.readexactly(len(SIAM)) == SIAM
         writer.write(SIAM[:5])
@@ -290,6 +293,20 @@ async def test_a_client_that_reads_nothing_holds_its_own_requests_back(answering
         async with asyncio.timeout(DEADLINE):
             while read < count * 100_006:
                 read += len(await reader.read(1 << 20))
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("handler", [silent, later])
+async def test_a_client_that_reads_nothing_for_too_long_is_cut_off(answering: Any, handler: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def much(connection: Any, message: Any) -> Any:
+        return handler(connection, "x" * 100_000) or "x" * 100_000
+
+    async with answering(much, timeout_keep_alive=30.0, timeout_write=0.2) as served:
+        _, writer = await served.connect()
+        writer.write(SIAM * 50)
+        await until(lambda: "the peer has read nothing for 0.2 seconds" in caplog.text)
+        await until(lambda: not served.worker.connections)
+        assert served.worker.in_flight == 0
         writer.transport.abort()
 
 
