@@ -82,7 +82,7 @@ async def app(scope, receive, send):
 """
 
 
-def declared(directory: str, certificate: str, key: str) -> str:
+def declared(certificate: str, key: str) -> str:
     tls = f'ssl_certfile = "{certificate}"\nssl_keyfile = "{key}"\n'
     workers = {
         "line": 'address = ["text://127.0.0.1:0", "text+unix://line.sock"]\nhandler = "handlers:Told"\nmode = "0600"\nmax_message = 1000\n',
@@ -118,7 +118,7 @@ def site(server: Callable[..., Server], tmp_path: Path) -> Site:
     pair = authority.issue("server")
     files = {
         "handlers.py": HANDLERS,
-        "pyproject.toml": declared(".", pair.certificate, pair.key),
+        "pyproject.toml": declared(*pair),
         "program.py": "from laraman import Worker\nworkers = [Worker('idle')]\n",
     }
     return Site(server("program:workers", "--log-level", "debug", files=files), authority)
