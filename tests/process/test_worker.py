@@ -687,7 +687,7 @@ def test_a_boot_that_fails(start: Callable[..., Boss], diary: Diary, told: Calla
         (None, "laraman.errors:Nothing", "has no attribute 'Nothing'"),
         (None, "laraman.errors:ConfigErorr", "did you mean 'ConfigError'?"),
         (None, "json:dumps", "handler json:dumps is called without arguments: missing a required argument: 'obj'"),
-        ("gopher://127.0.0.1:0", None, "no protocol is called 'gopher'"),
+        ("gopher://127.0.0.1:0", None, "there is no protocol 'gopher'; there are frame, "),
     ],
 )
 def test_handlers_that_cannot_be(start: Callable[..., Boss], address: str | None, handler: str | None, error: str) -> None:
