@@ -51,7 +51,7 @@ class Consuming(Resident):
         finally:
             self.declared.ended(self)
 
-    async def _keep(self) -> None:
+    async def _keep(self) -> bool:
         try:
             while True:
                 self._to("UP")

@@ -50,8 +50,8 @@ class Lease:
         self.name = name
         self.title = title
 
-    async def while_held(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run ``work()`` while it is ours: wait for it, begin anew when it was lost, until ``work()`` returns or this is cancelled."""
+    async def while_held(self, work: Callable[[], Awaitable[bool]]) -> None:
+        """Run ``work()`` while it is ours: wait for it, begin anew when it was lost, until ``work()`` returns True or this is cancelled."""
         try:
             finished = False
             while not finished:
@@ -59,9 +59,10 @@ class Lease:
                     await anyio.sleep(self.poll)
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._end_when_lost, group.cancel_scope)
-                    await work()
-                    finished = True
+                    finished = await work()
                     group.cancel_scope.cancel()
+                if not finished:
+                    await anyio.sleep(self.poll)
         finally:
             with anyio.move_on_after(GIVE_BACK_SECONDS, shield=True):
                 await self.give_back()

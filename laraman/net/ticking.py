@@ -53,7 +53,8 @@ class Ticking(Resident):
         finally:
             self.declared.ended(self)
 
-    async def _tick_on(self) -> None:
+    async def _tick_on(self) -> bool:
+        """Until there is nothing more to do; False when the lease turns out to be somebody else's."""
         await self._remember()
         while not self._ending:
             moment, missed = await self._due()
@@ -61,13 +62,14 @@ class Ticking(Resident):
             try:
                 if not await self._note(moment):
                     logger.warning("Timer %s: somebody else has begun what was due here", self.declared.name)
-                    return
+                    return False
                 self.missed += missed
                 await self._tick()
             finally:
                 self._ticking = False
             if self.declared.once:
-                return
+                break
+        return True
 
     async def _remember(self) -> None:
         """Go on where the last holder of the lease was; a first one begins now, and says so."""

@@ -109,7 +109,7 @@ async def test_while_the_store_is_away_nobody_works_and_it_is_said_once(server: 
     working: list[str] = []
     periods: list[str] = []
 
-    async def work(lease: StoreLease) -> None:
+    async def work(lease: StoreLease) -> bool:
         """Begins periods, as a timer does."""
         working.append(lease.token)
         try:
@@ -117,6 +117,7 @@ async def test_while_the_store_is_away_nobody_works_and_it_is_said_once(server: 
             while await lease.note(str(number := number + 1)):
                 periods.append(str(number))
                 await asyncio.sleep(0.05)
+            return False
         finally:
             working.remove(lease.token)
 
