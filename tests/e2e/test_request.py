@@ -174,13 +174,21 @@ def test_no_call_is_lost_in_a_reload(requests: Server) -> None:
         except BaseException as exc:
             errors.append(exc)
 
+    def keep_asking() -> None:
+        try:
+            with Client(str(requests.directory / "many.sock"), DEADLINE) as client:
+                while not over.is_set():
+                    client.call("count me")
+        except BaseException as exc:
+            errors.append(exc)
+
     before = {row["pid"] for row in requests.processes("requests")}
     with Client(str(requests.directory / "many.sock"), DEADLINE) as client:
         assert [client.call("count me")[0] for _ in range(3)] == [1, 2, 3]
         [row] = [row for row in requests.connections() if row["worker"] == "many"]
         assert (row["protocol"], row["peer"], row["messages_in"]) == ("request", f"pid {os.getpid()}, uid {os.getuid()}", 3)
         pid = client.call("who are you")[1]
-        threads = [threading.Thread(target=ask) for _ in range(2)]
+        threads = [threading.Thread(target=work) for work in (ask, ask, keep_asking)]
         for thread in threads:
             thread.start()
         try:
