@@ -72,7 +72,8 @@ def test_tables_have_as_many_cells_in_each_row(path: Path) -> None:
 def test_the_request_process(server: Callable[..., Server]) -> None:
     page = Page("request-process.md")
     files = page.file("resident.py")
-    files["resident.py"] += '\nworkers.append(Worker("many", "request+unix://many.sock", handler="resident:handle", timeout_keep_alive=30))\n'
+    [many] = re.findall(r'`(Worker\("many".*?\))`', page.text)
+    files["resident.py"] += f"\nworkers.append({many})\n"
     directory = server("resident:workers", files=files).directory
     run(directory, sys.executable, "-c", page.block("python", "reply = call("))
     run(directory, sys.executable, "-c", page.block("python", "with Client("))
