@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -114,6 +115,30 @@ def test_php_talks_to_it(requests: Server, php: str) -> None:
     assert long_reply == [4, "app.sock: the reply has 33 bytes, 10 are allowed"]
     assert long_request == [4, "app.sock: the request has 1 bytes, 0 are allowed"]
     assert json.loads(refused) == {"res": "fail", "msg": "frame length 5000000 is outside 0..1024"}
+
+
+def test_php_waits_while_the_queue_is_full(tmp_path: Path, php: str) -> None:
+    code = """require $argv[1] . '/app_example/php/laraman.php';
+    try { laraman_exchange('full.sock', 'x', 0.1); } catch (LaramanException $late) { echo $late->getCode(), $late->getMessage(), "\\n"; }
+    echo laraman_exchange('full.sock', 'x', 20.0);"""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(tmp_path / "full.sock"))
+        listener.listen(0)
+        for _ in range(2):
+            filling = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filling.setblocking(False)
+            filling.connect_ex(str(tmp_path / "full.sock"))
+        asking = subprocess.Popen([php, "-r", code, "--", ROOT], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        assert asking.stdout is not None
+        with asking:
+            assert asking.stdout.readline() == "2full.sock: no reply in time\n"
+            listener.settimeout(DEADLINE)
+            stack.enter_context(listener.accept()[0])
+            answering = stack.enter_context(listener.accept()[0])
+            assert answering.recv(5) == b"\0\0\0\1x"
+            answering.sendall(b"\0\0\0\2ok")
+            assert asking.stdout.read() == "ok"
 
 
 def test_its_socket_and_who_may_talk_to_it(requests: Server) -> None:
