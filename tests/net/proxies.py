@@ -85,12 +85,14 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 @contextlib.asynccontextmanager
 async def listening(dialogue: Dialogue, path: Path | None = None, **options: object) -> AsyncIterator[int]:
     """The port of a server that has this dialogue with each client, or 0 for one at a unix socket; nothing of it is left behind."""
-    tasks: set[asyncio.Task[None]] = set()
+    tasks: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        tasks.append(asyncio.ensure_future(serve(reader, writer)))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
         with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
             await dialogue(reader, writer)
         writer.close()
@@ -98,16 +100,21 @@ async def listening(dialogue: Dialogue, path: Path | None = None, **options: obj
             await writer.wait_closed()
 
     if path is None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, **options)  # type: ignore[arg-type]
+        server = await asyncio.start_server(accept, "127.0.0.1", 0, **options)  # type: ignore[arg-type]
     else:
-        server = await asyncio.start_unix_server(serve, path, **options)  # type: ignore[arg-type]
+        server = await asyncio.start_unix_server(accept, path, **options)  # type: ignore[arg-type]
     try:
         yield server.sockets[0].getsockname()[1] if path is None else 0
     finally:
         server.close()
+        for _ in range(3):  # until what has been accepted is among them
+            await asyncio.sleep(0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:  # a task that is cancelled before its first step has closed nothing
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager

@@ -240,7 +240,9 @@ async def test_certificates_are_verified(secured: ssl.SSLContext, elsewhere: ssl
                 await connect(f"tcp+tls://127.0.0.1:{port}", ssl=trusted, proxy=way)
             with pytest.raises(ssl.SSLCertVerificationError, match="not valid for"):
                 await connect(f"wss://127.0.0.1:{port}", ssl=trusted, proxy=way)
-    async with listening(echo, ssl=secured) as port:
+    async with listening(echo, ssl=secured) as port, proxying("http") as proxy:
+        with pytest.raises(ssl.SSLCertVerificationError, match=r"not valid for .peer\.test."):
+            await connect(f"tcp+tls://peer.test:{port}", ssl=trusted, proxy=f"http://127.0.0.1:{proxy.port}")
         with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
             await connect(f"tcp+tls://127.0.0.1:{port}")  # the system does not know this authority
 
