@@ -100,7 +100,7 @@ class _Answering:
 class RequestConnection(Connection):
     """One client. ``credentials`` are those of its process, None where the system does not tell: on TCP."""
 
-    __slots__ = ("_answered", "_awaited", "_terms", "_timer", "credentials")
+    __slots__ = ("_answered", "_awaited", "_leaving", "_terms", "_timer", "credentials")
 
     protocol: Request
 
@@ -110,6 +110,7 @@ class RequestConnection(Connection):
         self._terms = terms
         self._answered = 0
         self._awaited = _NOTHING
+        self._leaving = False  # after the reply to what is awaited
         self._timer: asyncio.TimerHandle | None = None
 
     # Who it is -------------------------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ class RequestConnection(Connection):
     def shutdown(self) -> None:
         """What it has begun to send it may send, and it is answered: the time that it has for that is short."""
         if self._awaited in (_LENGTH, _BODY) and self._terms.seconds(self._awaited):
-            self._closing_when_idle = True
+            self._leaving = True
         else:
             super().shutdown()
 
@@ -210,7 +211,7 @@ class RequestConnection(Connection):
         if self.error is None:
             self.send_nowait(OK if answer is None else answer)
             self._answered += 1
-            if not self._terms.timeout_keep_alive or (self._closing_when_idle and self.messages_in == self._answered):
+            if not self._terms.timeout_keep_alive or (self._leaving and self.messages_in == self._answered):
                 self.close()
             self._awaited = _NOTHING  # its time begins anew
             self._watch()

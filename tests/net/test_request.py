@@ -360,6 +360,25 @@ async def test_a_worker_that_stops_still_hears_what_has_begun(answering: Any) ->
             writer.transport.abort()
 
 
+async def test_a_worker_that_stops_hears_also_who_is_still_being_welcomed(answering: Any) -> None:
+    welcomed = asyncio.Event()
+
+    async def welcome(connection: Any) -> None:
+        await welcomed.wait()
+
+    for options in ({}, {"timeout_keep_alive": 30.0}):
+        welcomed.clear()
+        async with answering(types.SimpleNamespace(on_connect=welcome, on_message=echo), **options) as served:
+            reader, writer = await served.connect()
+            await until(lambda: served.worker.connections)
+            served.connection.shutdown()
+            welcomed.set()
+            await until(lambda: served.connection.running is None)
+            writer.write(SIAM)
+            assert await reader.read() == SIAM
+            writer.transport.abort()
+
+
 async def test_nothing_of_a_connection_stays(answering: Any) -> None:
     async with answering(silent) as served:
         _, writer = await served.connect()
