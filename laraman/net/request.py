@@ -201,15 +201,23 @@ class RequestConnection(Connection):
     def _failed(self, hook: str, exc: BaseException) -> None:
         if hook in ("on_connect", "on_message"):
             self._answered = self.messages_in
-            self._tell(_failure(str(exc) if isinstance(exc, LocalProtocolError) else f"the handler raised {type(exc).__name__}"))
+            self._tell(_failure(str(exc) if isinstance(exc, _UnsendableError) else f"the handler raised {type(exc).__name__}"))
         super()._failed(hook, exc)
+
+    def _drop_pending(self) -> None:
+        """Its handler was cancelled, so nobody will answer."""
+        super()._drop_pending()
+        self.close(1011)
 
     # Replies ---------------------------------------------------------------------------------------------------------------------
 
     def answer(self, answer: Any) -> None:
         """Reply to the request that has been handled, with what its handler returned. A client that is gone is no error: the work is done."""
         if self.error is None:
-            self.send_nowait(OK if answer is None else answer)
+            try:
+                self.send_nowait(OK if answer is None else answer)
+            except LocalProtocolError as exc:
+                raise _UnsendableError(str(exc)) from None
             self._answered += 1
             if not self._terms.timeout_keep_alive or (self._leaving and self.messages_in == self._answered):
                 self.close()
@@ -221,6 +229,10 @@ class RequestConnection(Connection):
         if self.error is None and self.messages_in == self._answered:
             with contextlib.suppress(LaramanError):  # it reads nothing
                 self.send_nowait(reply)
+
+
+class _UnsendableError(LocalProtocolError):
+    """What a handler has returned is no reply. That may be told; what it raises by itself is its own."""
 
 
 def _failure(message: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laraman.config import Config
-from laraman.errors import ConfigError
+from laraman.errors import ConfigError, LocalProtocolError
 from laraman.ipc_client import call
 from laraman.net import peer
 from laraman.net.address import parse_address
@@ -212,6 +212,11 @@ async def test_a_handler_that_raises_is_told_by_its_type_alone(answering: Any, c
         await asyncio.sleep(0)
         raise KeyError("the password is 1234")
 
+    def link(connection: Any, message: Any) -> Any:
+        raise LocalProtocolError("the password is 1234")
+
+    async with answering(link) as served:
+        assert await served.exchange(SIAM) == failed("the handler raised LocalProtocolError")
     # whose faults have faults
     clumsy = types.SimpleNamespace(on_message=secret, on_error=secret, on_close=lambda connection: secret(connection, None))
     for handler in (secret, secret_later, clumsy):
@@ -222,6 +227,19 @@ async def test_a_handler_that_raises_is_told_by_its_type_alone(answering: Any, c
             assert "KeyError: 'the password is 1234'" in caplog.text  # in the log there is all of it
     async with answering(types.SimpleNamespace(on_connect=clumsy.on_close, on_message=silent)) as served:
         assert await asyncio.to_thread(call, str(served.path), "early") == {"res": "fail", "msg": "the handler raised KeyError"}
+
+
+async def test_a_handler_that_is_cancelled_keeps_no_client_waiting(answering: Any) -> None:
+    async def give_up(connection: Any, message: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(30)
+
+    for options in ({}, {"timeout_keep_alive": 30.0}):
+        async with answering(give_up, **options) as served:
+            assert await served.exchange(SIAM) == b""
+            await until(lambda: not served.worker.connections)
 
 
 async def test_a_reply_that_is_no_json_or_too_long(answering: Any) -> None:
