@@ -219,6 +219,6 @@ def test_timers_and_consumers(server: Callable[..., Server], workers_page: Page)
     assert set(asked) == {"/prices"}
     rows = {row["name"] for row in running.connections() if row["direction"] != "in"}
     assert rows == {"prices"}
-    table = running.cli("status").stdout
-    assert re.search(r"^app\.clean_up +cron 0 3 \* \* \*, once per server +http:0 ", table, re.MULTILINE), table
+    row = re.compile(r"^app\.clean_up +cron 0 3 \* \* \*, once per server +http:0 ", re.MULTILINE)
+    wait_until(lambda: row.search(running.cli("status").stdout), what="the row of a timer, which comes with a beat")
     assert "cleaning up" not in running.output
