@@ -34,7 +34,7 @@ from collections import deque
 from typing import Any
 
 from laraman.errors import ConnectionClosed, ConnectionLost, RemoteProtocolError
-from laraman.net.handling import Handling
+from laraman.net.handling import MORE, OWED, PAUSED, PENDING, Handling
 from laraman.net.pipe import Pipe
 from laraman.net.sending import WRITE_TIMEOUT, wake
 from laraman.net.sockets import keep_alive as keep_alive
@@ -46,9 +46,6 @@ OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
 
 #: Messages that wait for a handler before reading pauses; it goes on at half of it. One read's worth may come on top.
 MAX_PENDING = 64
-
-#: Why reading is paused: messages wait, the protocol has more to do, the peer does not read what the protocol owes it, a handler said ``pause()``.
-_PENDING, _MORE, _OWED, _PAUSED = 1, 2, 4, 8
 
 #: Hooks whose own faults are told to nobody.
 _FINAL = frozenset(("on_error", "on_close"))
@@ -71,10 +68,8 @@ class Connection(Handling):
         "_ended",
         "_fault",
         "_gone",
-        "_lost",
         "_parsing",
         "_pending",
-        "_reading_paused",
         "_receiver",
         "_steps",
         "_write_buffer",
@@ -107,11 +102,10 @@ class Connection(Handling):
         self.local: Any = None
         self._data: dict[Any, Any] | None = None
         self._pending: deque[Any] | None = None
-        self._reading_paused = 0  # the reasons
         self._steps = hasattr(protocol, "more")
         self._parsing = False  # a further step of the protocol is scheduled
         self._closing_when_idle = False
-        self._ended = self._lost = False
+        self._ended = False
         self._fault: BaseException | None = None  # that on_error is still to be told
         self._receiver: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
@@ -161,18 +155,21 @@ class Connection(Handling):
             logger.exception("%s: its protocol raised", self)
             self._fail(exc, ConnectionClosed("its protocol raised"), 1011)
             return
-        for message in messages:
-            self._deliver(message)
+        if messages:
+            self.messages_in += len(messages)
+            if self.worker is not None:
+                self.worker.requests += len(messages)
+            self._deliver(messages)
         if self._steps:
             if self.protocol.more:
-                self._pause_reading(_MORE)
+                self._pause_reading(MORE)
                 self._go_on()
-            elif self._reading_paused & _MORE:
-                self._resume_reading(_MORE)
+            elif self._reading_paused & MORE:
+                self._resume_reading(MORE)
 
     def _answer_itself(self) -> None:
         if self._write_owed() and self.writing_paused:  # it asks and does not read the answers
-            self._pause_reading(_OWED)
+            self._pause_reading(OWED)
             self._watch_writing()
 
     def pipe(self, target: Connection) -> None:
@@ -189,13 +186,13 @@ class Connection(Handling):
 
     def _go_on(self) -> None:
         """The next step of a protocol that has more to do, in a turn of its own; not while anything waits before it."""
-        if self._reading_paused == _MORE and not self._pending and not self._parsing:
+        if self._reading_paused == MORE and not self._pending and not self._parsing:
             self._parsing = True
             asyncio.get_running_loop().call_soon(self._receive_more)
 
     def _receive_more(self) -> None:
         self._parsing = False
-        if self._reading_paused == _MORE and not self._pending:
+        if self._reading_paused == MORE and not self._pending:
             self._receive(b"")
 
     def eof_received(self) -> bool | None:
@@ -234,8 +231,8 @@ class Connection(Handling):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._reading_paused & _OWED:
-            self._resume_reading(_OWED)
+        if self._reading_paused & OWED:
+            self._resume_reading(OWED)
         self._handle("on_drained")
 
     # Receiving -------------------------------------------------------------------------------------------------------------------
@@ -266,15 +263,10 @@ class Connection(Handling):
         finally:
             self._receiver = None
 
-    def _deliver(self, message: Any) -> None:
-        if self.error is not None:
-            return  # a handler closed the connection: what stood behind it is not wanted
-        self.messages_in += 1
-        if self.worker is not None:
-            self.worker.requests += 1
-        if self.running is None and not self._reading_paused & _PAUSED and self.handler is not None:
-            self._handle_message(message)
-            return
+    #: What becomes of messages that have come.
+    _deliver = Handling._handle_messages
+
+    def _keep(self, message: Any) -> None:
         if self._pending is None:
             self._pending = deque()
         self._pending.append(message)
@@ -298,21 +290,21 @@ class Connection(Handling):
 
     def pause(self) -> None:
         """For a plain handler: from the next message on they wait, and reading pauses, until ``resume``. Idempotent."""
-        self._pause_reading(_PAUSED)
+        self._pause_reading(PAUSED)
 
     def resume(self) -> None:
         """Handle what has waited since ``pause``, and read on. What is handled may say ``pause`` again. Idempotent."""
-        if self._reading_paused & _PAUSED:
-            self._resume_reading(_PAUSED)
+        if self._reading_paused & PAUSED:
+            self._resume_reading(PAUSED)
             self._handle_pending()
             self._go_on()
 
-    def _pause_reading(self, reason: int = _PENDING) -> None:
+    def _pause_reading(self, reason: int = PENDING) -> None:
         if not self._reading_paused and not self.transport.is_closing():
             self.transport.pause_reading()
         self._reading_paused |= reason
 
-    def _resume_reading(self, reason: int = _PENDING) -> None:
+    def _resume_reading(self, reason: int = PENDING) -> None:
         """Take one reason away; reading goes on when there is none left."""
         paused = self._reading_paused
         self._reading_paused = paused & ~reason
@@ -329,15 +321,15 @@ class Connection(Handling):
     def _go_on_handling(self) -> None:
         if self._pending is not None:
             self._handle_pending()
-        if self.running is None:
-            if not self._reading_paused & _PAUSED:
+            if self.running is None and not self._reading_paused & PAUSED:
                 self._pending = None
+        if self.running is None and (self._reading_paused or self._closing_when_idle or self._lost or self._fault is not None):
             self._settle()
 
     def _handle_pending(self) -> None:
         """Handle what has waited; to its end when there will be no more."""
-        while self._pending and self.running is None and (self._lost or not self._reading_paused & _PAUSED):
-            self._handle_message(self._take())
+        while self._pending and self.running is None and (self._lost or not self._reading_paused & PAUSED):
+            self._handle_messages((self._take(),))
 
     def _failed(self, hook: str, exc: BaseException) -> None:
         """A handler that raises ends its connection, never the process. That the peer went away meanwhile is no error of its."""
@@ -367,7 +359,7 @@ class Connection(Handling):
             if self.running is not None:
                 return
         if not self._lost:
-            if self._reading_paused & _PENDING and not self._pending:
+            if self._reading_paused & PENDING and not self._pending:
                 self._resume_reading()
             if self._closing_when_idle:
                 self.close()

@@ -52,8 +52,11 @@ class Text:
         buffer = self._buffer
         if not buffer:
             line, feed, rest = data.partition(b"\n")
-            if feed and not rest:  # mostly a read is one line
-                return [self._decode(line)]
+            if feed and not rest and line[-1:] != b"\r" and len(line) <= self._max_size:  # mostly a read is one line
+                try:
+                    return [line.decode()]
+                except UnicodeDecodeError:  # which is told below
+                    pass
         buffer += data
         # Search only what is new, or a long line fed in small pieces costs quadratic time.
         end = buffer.rfind(b"\n", self._searched)

@@ -76,13 +76,7 @@ class Operation:
     @property
     def trace(self) -> Trace:
         """What may be kept of it when it is over."""
-        subject = self.subject
-        if self.kind is REQUEST:
-            return (subject.get("method", "websocket"), subject["path"], subject.get("route") or subject.get("endpoint"))
-        kind = self.kind
-        if kind.subject == "message":  # it may be a text, which is not to be kept or shown
-            return (kind.name, type(subject).__name__, None)
-        return (kind.name, subject if isinstance(subject, str) else type(subject).__name__, None)
+        return trace_of(self)
 
     @property
     def name(self) -> str:
@@ -93,6 +87,16 @@ class Operation:
     def where(self) -> str:
         """Where its endpoint is defined, ``file:line in function``; empty when that is not known."""
         return place_of(self.trace)
+
+
+def trace_of(operation: Operation) -> Trace:
+    """See ``Operation.trace``; a property costs more than a function."""
+    kind, subject = operation.kind, operation.subject
+    if kind.subject == "message":  # it may be a text, which is not to be kept or shown
+        return (kind.name, type(subject).__name__, None)
+    if kind is REQUEST:
+        return (subject.get("method", "websocket"), subject["path"], subject.get("route") or subject.get("endpoint"))
+    return (kind.name, subject if isinstance(subject, str) else type(subject).__name__, None)
 
 
 def name_of(trace: Trace) -> str:

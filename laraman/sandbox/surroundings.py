@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from laraman import events
 from laraman.events import aemit, listeners
 from laraman.sandbox.locals import Local
-from laraman.sandbox.operation import CURRENT, TASK, Kind, Operation, current
+from laraman.sandbox.operation import CURRENT, TASK, Kind, Operation, current, trace_of
 from laraman.sandbox.turns import Turns
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Sandbox:
         guard = self.guard
         if guard is not None:
             since = guard.since
-            since.append(operation.trace)
+            since.append(trace_of(operation))
             if len(since) >= guard.due:
                 guard.reached()
 
