@@ -113,6 +113,28 @@ def test_permissions_of_a_unix_socket(binds: list[Bind], tmp_path: Path, before:
     assert bind.where == f"unix socket {path}"
 
 
+def test_whoever_may_write_its_directory_cannot_lead_its_permissions_elsewhere(
+    binds: list[Bind], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, victim = tmp_path / "x.sock", tmp_path / "victim"
+    victim.touch(0o600)
+    before = victim.stat()
+    listen = socket.socket.bind
+
+    def swapped(made: socket.socket, name: str) -> None:
+        listen(made, name)
+        path.unlink()
+        path.symlink_to(victim)
+
+    monkeypatch.setattr(socket.socket, "bind", swapped)
+    bind = Bind(f"unix:{path}")
+    bind.mode, bind.group = "0666", str(os.getgid() if os.geteuid() else 61234)
+    binds.append(bind)
+    bind.open()
+    after = victim.stat()
+    assert (after.st_mode, after.st_gid) == (before.st_mode, before.st_gid)
+
+
 def test_a_given_socket_says_what_it_is(binds: list[Bind], tmp_path: Path) -> None:
     path = tmp_path / "given.sock"
     for family, address, told in (
