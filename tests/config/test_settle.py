@@ -66,6 +66,14 @@ def test_nothing_said_is_no_contradiction() -> None:
     assert (config.uds, config.fd) == ("", 0)
 
 
+def test_what_has_no_effect_on_a_program_of_workers_is_told() -> None:
+    assert remarks(Config(interface="workers", port=0)) == remarks(Config(interface="auto", workers=2, port=1)) == []
+    ignored = "flag is ignored for a program of Workers, each of which says its own"
+    told = [f'"workers" {ignored} count.', *(f'"{name}" {ignored} address.' for name in ("host", "port"))]
+    assert remarks(Config(interface="workers", workers=2, host="::", port=1)) == told
+    assert remarks(Config(interface="workers", fd=3)) == [f'"fd" {ignored} address.']
+
+
 def test_remarks_are_uvicorn_s() -> None:
     assert remarks(Config(workers=2)) == remarks(Config(reload=True)) == remarks(Config(reload=True, reload_dirs=("x",))) == []
     assert remarks(Config(workers=2, reload=True)) == ['"workers" flag is ignored when reloading is enabled.']
