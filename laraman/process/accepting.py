@@ -42,7 +42,7 @@ class Accepting:
         self._looking: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Raises ConfigError for a protocol or a certificate that cannot be had."""
+        """Raises ConfigError for a protocol or a certificate that cannot be had, and where nobody would handle what comes."""
         if not hasattr(self._handler, "connection"):
             self._secure()
         if self._worker.max_connections is not None:
@@ -116,6 +116,8 @@ class Accepting:
         server: DatagramServer | Door | None
         server = DatagramServer(self._worker, self._handler, self._protocol(bind)) if bind.datagrams else self._door(bind)
         factory = None if server is not None else self._factory(bind)
+        if self._handler is None:
+            raise ConfigError(f"worker {self._worker.name!r}: {bind.address} needs a handler")
         if bind.socket is None:
             raise BootError(f"nothing listens on {bind.address}: a restart that wanted it was refused")
         # A copy, because the server closes it and the backlog is served after that.

@@ -88,27 +88,27 @@ class Worker:
         allow_users: Sequence[str | int] = (),
         **options: Any,
     ) -> None:
-        if not name or not name.isprintable() or any(map(str.isspace, name)):
+        if not isinstance(name, str) or not name or not name.isprintable() or any(map(str.isspace, name)):
             raise ConfigError(f"a worker cannot be called {name!r}")
         check_names(options, SERVER, f"worker {name!r}")
 
         def checked(word: str, value: Any, section: Section = WORKER) -> Any:
             return value if value in (None, "") else section.checked(word, value, f"worker {name!r}: ")
 
-        addresses = () if address is None else (address,) if isinstance(address, str) else tuple(address)
+        addresses = () if address is None else WORKER.checked("address", address, f"worker {name!r}: ")
         self.name = name
         self.count: int = checked("count", count)
         self.handler = handler
         self.protocol = protocol
         self.stop_timeout: float | None = checked("stop_timeout", stop_timeout)
-        self.exclusive = exclusive
-        self.reuse_port = reuse_port
+        self.exclusive: bool = checked("exclusive", exclusive)
+        self.reuse_port: bool = checked("reuse_port", reuse_port)
         self.mode: str = checked("mode", mode)
         self.max_connections: int | None = checked("max_connections", max_connections)
         self.max_message: int | None = checked("max_message", max_message)
         self.write_buffer: int | None = checked("write_buffer", write_buffer)
         self.socket_group: str = checked("socket_group", socket_group)
-        self.allow_users = (allow_users,) if isinstance(allow_users, str) else tuple(allow_users)
+        self.allow_users = (allow_users,) if isinstance(allow_users, str | int) else tuple(allow_users)
         self.options = {word: checked(word, value, SERVER) for word, value in options.items()}
         self.binds = [Bind(text) for text in addresses]
         for bind in self.binds:
