@@ -44,8 +44,8 @@ logger = logging.getLogger("uvicorn.error")
 
 OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
 
-#: Messages that wait for a handler before reading pauses; it goes on at half of it. One read's worth may come on top.
-MAX_PENDING = 64
+#: Messages, and bytes in them, that wait for a handler before reading pauses; it goes on at half of it. One read's worth may come on top.
+MAX_PENDING, MAX_PENDING_SIZE = 64, 2**20
 
 #: Hooks whose own faults are told to nobody.
 _FINAL = frozenset(("on_error", "on_close"))
@@ -70,6 +70,7 @@ class Connection(Handling):
         "_gone",
         "_parsing",
         "_pending",
+        "_pending_size",
         "_receiver",
         "_steps",
         "_write_buffer",
@@ -102,6 +103,7 @@ class Connection(Handling):
         self.local: Any = None
         self._data: dict[Any, Any] | None = None
         self._pending: deque[Any] | None = None
+        self._pending_size = 0
         self._steps = hasattr(protocol, "more")
         self._parsing = False  # a further step of the protocol is scheduled
         self._closing_when_idle = False
@@ -269,16 +271,19 @@ class Connection(Handling):
     def _keep(self, message: Any) -> None:
         if self._pending is None:
             self._pending = deque()
+            self._pending_size = 0
         self._pending.append(message)
+        self._pending_size += _size(message)
         wake(self._receiver)
-        if len(self._pending) >= MAX_PENDING:
+        if len(self._pending) >= MAX_PENDING or self._pending_size >= MAX_PENDING_SIZE:
             self._pause_reading()
 
     def _take(self) -> Any:
         assert self._pending is not None
         message = self._pending.popleft()
+        self._pending_size -= _size(message)
         if self._reading_paused:
-            if len(self._pending) <= MAX_PENDING // 2:
+            if len(self._pending) <= MAX_PENDING // 2 and self._pending_size <= MAX_PENDING_SIZE // 2:
                 self._resume_reading()
             self._go_on()
         return message
@@ -464,3 +469,8 @@ class Connection(Handling):
             "messages_out": self.messages_out,
             "age": round(asyncio.get_running_loop().time() - self.opened, 3),
         }
+
+
+def _size(message: Any) -> int:
+    """Bytes or characters in it; what a protocol makes otherwise counts as a message only."""
+    return len(message) if isinstance(message, bytes | bytearray | str) else 0
