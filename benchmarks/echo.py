@@ -181,6 +181,7 @@ def idle(target: Target) -> Sample:
     try:
         if not client.stdout.readline():  # type: ignore[union-attr]
             raise Failed(f"did not take {IDLE_CONNECTIONS} connections")
+        time.sleep(1)  # the last ones may still be in the kernel's queue
         used = target.cpu_seconds()
         time.sleep(IDLE_SECONDS)
         used = target.cpu_seconds() - used
