@@ -56,6 +56,6 @@ def remarks(config: Config) -> list[str]:
         found.append('"workers" flag is ignored when reloading is enabled.')
     if not config.reload and (config.reload_dirs or config.reload_includes or config.reload_excludes):
         found.append("Current configuration will not reload as not all conditions are met, please refer to documentation.")
-    if config.interface == "workers":
+    if config.interface == "workers" or (config.app == "" and not config.gateway.embedded):
         found += _without_application(config)
     return found
