@@ -22,6 +22,9 @@ logger = logging.getLogger("uvicorn.error")
 _MAX_TEXT = 4000
 _MAX_MESSAGE = 64 * 1024
 
+#: A worker that is somebody else has this, and is not to read what others have written.
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+
 _output: str = ""
 
 
@@ -66,7 +69,7 @@ def daemonize(timeout: float) -> Notify | None:
     if os.fork():  # the session's leader goes, so that no terminal can become ours by being opened
         os._exit(0)
     os.umask(0o077)
-    _redirect(os.devnull, 0)
+    _redirect(os.devnull, os.O_RDONLY, 0)
     return Notify(writer)
 
 
@@ -93,7 +96,7 @@ def output_to(path: Path | str) -> None:
     """Send standard output and error to this file (created 0600, appended to), now and at every `reopen_output`."""
     global _output
     _output = os.fspath(path)
-    _redirect(_output, 1, 2)
+    _redirect(_output, _APPEND, 1, 2)
 
 
 def output() -> str:
@@ -108,13 +111,13 @@ def reopen_output() -> None:
     """
     if _output:
         try:
-            _redirect(_output, 1, 2)
+            _redirect(_output, _APPEND, 1, 2)
         except OSError as exc:
             logger.error("Cannot reopen the output file %s: %s; it goes to the old one until a reload", _output, exc.strerror)
 
 
-def _redirect(path: str, *descriptors: int) -> None:
-    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+def _redirect(path: str, flags: int, *descriptors: int) -> None:
+    opened = os.open(path, flags, 0o600)
     sys.stdout.flush()
     sys.stderr.flush()
     for descriptor in descriptors:

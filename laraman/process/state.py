@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import stat
 import tempfile
 import time
@@ -69,7 +68,10 @@ class StateDirectory:
 
     def close(self) -> None:
         """Remove what says that we live, then unlock. The log stays; what was noted in leases is forgotten."""
-        shutil.rmtree(self.path / LEASES, ignore_errors=True)
+        leases = self.path / LEASES
+        for path in (*(leases.iterdir() if leases.is_dir() else ()), leases):
+            with suppress(OSError):  # it is open to all of the server's processes: what else they have put there stays
+                path.rmdir() if path == leases else path.unlink()
         for name in (CONTROL_SOCKET, PID_FILE):
             (self.path / name).unlink(missing_ok=True)
         os.close(self.lock)

@@ -74,6 +74,9 @@ def test_its_output_is_reopened_and_it_restarts_and_stops(start: Callable[..., s
     state = tmp_path / "state"
     start()
     before = control.request(state, {"op": "status"}, 5)
+    if sys.platform == "linux":
+        ways = [Path(f"/proc/{before['server']['pid']}/fdinfo/{number}").read_text().split("flags:")[1].split()[0] for number in range(3)]
+        assert [int(way, 8) & os.O_ACCMODE for way in ways] == [os.O_RDONLY, os.O_WRONLY, os.O_WRONLY]
     (state / "laraman.log").rename(state / "rotated.log")
     assert control.request(state, {"op": "reopen"}, 5)["ok"]
     for _ in range(2):

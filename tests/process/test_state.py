@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import stat
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,3 +153,32 @@ def test_the_log_outlives_a_stop(here: Path) -> None:
     made.log_path.write_text("why")
     made.close()
     assert [path.name for path in made.path.iterdir()] == ["laraman.log"]
+
+
+def test_what_workers_leave_among_the_leases_is_no_obstacle(short: Path, opened: list[StateDirectory]) -> None:
+    """They may be other users than the master, and do there as they like: it neither follows their links nor loses itself in their depths."""
+    state = open_state(str(short / "state"), "x")
+    kept = short / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    assert state is not None
+    leases = state.open_leases()
+    os.symlink(kept, "link", dir_fd=leases)
+    here = os.getcwd()
+    try:
+        os.fchdir(leases)
+        Path("lease").touch()
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(here)
+        os.close(leases)
+    state.close()
+    assert os.listdir(state.path) == ["laraman.leases"]
+    assert os.listdir(state.path / "laraman.leases") == ["d"]
+    assert (kept / "file").exists()
+    again = open_state(str(short / "state"), "x")
+    assert again is not None
+    opened.append(again)
+    subprocess.run(["rm", "-rf", str(state.path / "laraman.leases")], check=True)  # Python's own cannot
