@@ -165,7 +165,7 @@ class Config:
 
         try:
             return app.find(self.frozen())
-        except BootError as exc:
+        except (BootError, ConfigError) as exc:
             _exit(exc)
 
     def load(self) -> None:
