@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -45,6 +47,7 @@ async def test_one_of_a_process_has_it_and_the_next_one_waits() -> None:
 async def test_a_file_has_one_holder_and_remembers(directory: int) -> None:
     first, second, other = (FileLease(name, f"Timer {name}", directory) for name in ("a/b", "a/b", "a_b"))
     assert await first.take()
+    assert await first.take()
     assert not await second.take()
     assert await other.take()
     assert await first.noted() == ""
@@ -56,6 +59,63 @@ async def test_a_file_has_one_holder_and_remembers(directory: int) -> None:
     await second.give_back()
     await other.give_back()
     assert len(os.listdir(directory)) == 2
+
+
+async def test_a_file_that_somebody_removes_or_replaces_is_made_anew(directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FileLease, "look", 0.01)
+    first, second = (FileLease("x", "Timer x", directory) for _ in range(2))
+    assert await first.take()
+    assert await first.note("clock 1")
+    file = tmp_path / os.listdir(directory)[0]
+    file.unlink()
+    assert await first.note("clock 2")
+    assert not await second.take()
+    watching = asyncio.create_task(first.lost())
+    file.unlink()
+    await until(lambda: file.exists() and file.read_text().strip() == "clock 2")
+    (tmp_path / "other").touch()
+    (tmp_path / "other").replace(file)
+    await until(lambda: file.read_text().strip() == "clock 2")
+    assert not await second.take()
+    file.unlink()
+    assert await second.take()  # before it was looked at
+    async with asyncio.timeout(10):
+        assert await watching == "somebody else has its lease"
+    assert not await first.note("clock 3")
+    await first.give_back()
+    await second.give_back()
+
+
+async def test_a_file_that_cannot_be_had_or_written_is_tried_again_and_told_of_once(
+    directory: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[str] = []
+
+    def failing(name: str, function: Any, error: int) -> Any:
+        def call(*arguments: Any) -> Any:
+            failures.append(name)
+            if failures.count(name) <= 3:
+                raise OSError(error, os.strerror(error))
+            return function(*arguments)
+
+        return call
+
+    async def work() -> bool:
+        noted.append(await lease.note("clock 1"))
+        noted.append(await lease.noted())
+        return True
+
+    noted: list[Any] = []
+    monkeypatch.setattr("laraman.net.lease.RETRY", 0.01)
+    monkeypatch.setattr("laraman.net.lease.fcntl.flock", failing("lock", fcntl.flock, errno.ENOLCK))
+    monkeypatch.setattr("laraman.net.lease.os.pwrite", failing("write", os.pwrite, errno.ENOSPC))
+    lease = FileLease("x", "Timer x", directory)
+    async with asyncio.timeout(10):
+        await lease.while_held(work)
+    assert noted == [True, "clock 1"]
+    assert [record.message for record in caplog.records] == [
+        f"Timer x waits for the file of its lease: {os.strerror(error)}" for error in (errno.ENOLCK, errno.ENOSPC)
+    ]
 
 
 HOLDER = """
