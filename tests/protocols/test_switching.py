@@ -135,3 +135,10 @@ def test_a_tunnel() -> None:
     assert found is not None
     assert (found.status, str(found), found.headers) == (200, "200 Connection established", {"via": "a, b"})
     assert switch.rest == b"bytes"
+
+
+@pytest.mark.parametrize("value", ["secret\n", "a\r\nX: secret", " secret", "secret\0", "secr€t"])
+def test_the_value_of_a_field_that_is_refused_is_not_shown(value: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Handshake("h", "/", 100, headers={"Authorization": value})
+    assert str(raised.value) == "the value of the header field 'Authorization' is none that HTTP allows"
