@@ -96,6 +96,8 @@ class Route:
             raise ConfigError(f"{url}: ssl is for addresses with +tls, and for wss")
         if self._proxy is not None and (address.path or address.scheme == "udp"):
             raise ConfigError(f"{url}: there is no way through a proxy to a unix socket or with udp")
+        if self._proxy is not None and len(_ascii(url, address.host)) > 255:
+            raise ConfigError("a host name has 255 bytes at most")
         if self._proxy is not None:
             self.address = replace(address, host=_ascii(url, address.host))
         if self.websocket:

@@ -586,3 +586,8 @@ async def test_it_is_closed_when_the_worker_ends(worker: Any) -> None:
         (peer,) = server.seen
         await peer.wait_closed()
         assert peer.close_code == 1001
+
+
+def test_a_name_that_is_longer_than_names_can_be_is_refused_on_the_way_to_a_proxy() -> None:
+    with pytest.raises(ConfigError, match=r"a host name has 255 bytes at most"):
+        outbound.Route(f"tcp://{'a' * 256}:80", proxy="socks5://127.0.0.1:1")

@@ -13,6 +13,7 @@ import pytest
 from laraman.errors import LinkDown
 from laraman.net import store as store_module
 from laraman.net.lease import StoreLease
+from laraman.net.redis_store import RedisStore
 from laraman.net.store import Store, open_store
 from tests.net.serving import until
 from tests.stores import StoreServer, store_server
@@ -150,3 +151,15 @@ async def test_a_store_that_does_not_answer_is_away(server: StoreServer) -> None
                 assert not await pair.second.take()
         finally:
             server.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_redis_with_tls_is_to_be_the_one_that_is_named() -> None:
+    client = RedisStore("rediss://localhost:1", "laraman")._dialled()
+    assert client.connection_pool.connection_kwargs["ssl_check_hostname"] is True
+    await client.aclose()
+
+
+async def test_an_option_of_the_url_that_cannot_be_is_told_as_a_store_that_is_away() -> None:
+    store = RedisStore("redis://localhost:1?socket_timeout=soon", "laraman")
+    with pytest.raises(LinkDown, match="socket_timeout"):
+        await store.take(StoreLease("x", "Timer x", store))
