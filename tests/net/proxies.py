@@ -106,9 +106,10 @@ async def listening(dialogue: Dialogue, path: Path | None = None, **options: obj
     try:
         yield server.sockets[0].getsockname()[1] if path is None else 0
     finally:
-        server.close()
-        for _ in range(3):  # until what has been accepted is among them
+        asyncio.get_running_loop().remove_reader(server.sockets[0].fileno())
+        for _ in range(3):  # until what has been accepted is among them: asyncio loses it when its server is closed before that
             await asyncio.sleep(0)
+        server.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
