@@ -30,12 +30,12 @@ import contextlib
 import itertools
 import logging
 import os
-from collections import deque
 from typing import Any
 
 from laraman.errors import ConnectionClosed, ConnectionLost, RemoteProtocolError
-from laraman.net.handling import MORE, OWED, PAUSED, PENDING, Handling
+from laraman.net.handling import OWED, PAUSED, PENDING
 from laraman.net.pipe import Pipe
+from laraman.net.receiving import Receiving
 from laraman.net.sending import WRITE_TIMEOUT, wake
 from laraman.net.sockets import keep_alive as keep_alive
 from laraman.net.sockets import name_text as name_text
@@ -44,16 +44,13 @@ logger = logging.getLogger("uvicorn.error")
 
 OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
 
-#: Messages, and bytes in them, that wait for a handler before reading pauses; it goes on at half of it. One read's worth may come on top.
-MAX_PENDING, MAX_PENDING_SIZE = 64, 2**20
-
 #: Hooks whose own faults are told to nobody.
 _FINAL = frozenset(("on_error", "on_close"))
 
 _numbers = itertools.count(1)
 
 
-class Connection(Handling):
+class Connection(Receiving):
     """One live connection.
 
     ``worker`` is the Worker that accepted it, or None; an accepted connection is in ``worker.connections`` from its first moment to its last.
@@ -65,21 +62,13 @@ class Connection(Handling):
     __slots__ = (
         "_closing_when_idle",
         "_data",
-        "_ended",
         "_fault",
         "_gone",
-        "_parsing",
-        "_pending",
-        "_pending_size",
-        "_receiver",
-        "_steps",
         "_write_buffer",
-        "bytes_in",
         "close_code",
         "direction",
         "id",
         "local",
-        "messages_in",
         "opened",
         "peer",
         "state",
@@ -97,19 +86,12 @@ class Connection(Handling):
         self.direction = direction
         self.state: Any = OPEN
         self.close_code = 0
-        self.bytes_in = self.messages_in = 0
         self.opened = 0.0
         self.peer: Any = None
         self.local: Any = None
         self._data: dict[Any, Any] | None = None
-        self._pending: deque[Any] | None = None
-        self._pending_size = 0
-        self._steps = hasattr(protocol, "more")
-        self._parsing = False  # a further step of the protocol is scheduled
         self._closing_when_idle = False
-        self._ended = False
         self._fault: BaseException | None = None  # that on_error is still to be told
-        self._receiver: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._write_buffer = write_buffer
 
@@ -138,42 +120,6 @@ class Connection(Handling):
             keep_alive(transport.get_extra_info("socket"))
             self._handle("on_connect")
 
-    def data_received(self, data: bytes) -> None:
-        self.bytes_in += len(data)
-        self._receive(data)
-
-    def _receive(self, data: bytes) -> None:
-        if self.error is not None:
-            self._discard(data)
-            return
-        try:
-            messages = self.protocol.receive_data(data)
-            if self._owes:
-                self._answer_itself()
-        except RemoteProtocolError as exc:
-            self._refuse(exc)
-            return
-        except Exception as exc:
-            logger.exception("%s: its protocol raised", self)
-            self._fail(exc, ConnectionClosed("its protocol raised"), 1011)
-            return
-        if messages:
-            self.messages_in += len(messages)
-            if self.worker is not None:
-                self.worker.requests += len(messages)
-            self._deliver(messages)
-        if self._steps:
-            if self.protocol.more:
-                self._pause_reading(MORE)
-                self._go_on()
-            elif self._reading_paused & MORE:
-                self._resume_reading(MORE)
-
-    def _answer_itself(self) -> None:
-        if self._write_owed() and self.writing_paused:  # it asks and does not read the answers
-            self._pause_reading(OWED)
-            self._watch_writing()
-
     def pipe(self, target: Connection) -> None:
         """From now on send on ``target`` what is received here, as fast as its peer reads; neither end outlives the other.
 
@@ -185,17 +131,6 @@ class Connection(Handling):
             former.close()
             former = former.handler
         self.handler = Pipe(self, target, former)
-
-    def _go_on(self) -> None:
-        """The next step of a protocol that has more to do, in a turn of its own; not while anything waits before it."""
-        if self._reading_paused == MORE and not self._pending and not self._parsing:
-            self._parsing = True
-            asyncio.get_running_loop().call_soon(self._receive_more)
-
-    def _receive_more(self) -> None:
-        self._parsing = False
-        if self._reading_paused == MORE and not self._pending:
-            self._receive(b"")
 
     def eof_received(self) -> bool | None:
         """The peer sends no more. A client may still read, so what is being handled for it is finished first; a dialled peer has hung up."""
@@ -237,87 +172,6 @@ class Connection(Handling):
             self._resume_reading(OWED)
         self._handle("on_drained")
 
-    # Receiving -------------------------------------------------------------------------------------------------------------------
-
-    async def receive(self) -> Any:
-        """The next message: for who dialled without a handler, and for an ``async`` handler in the middle of a dialogue, a handshake in
-        ``on_connect`` above all.
-
-        Raises ConnectionClosed or ConnectionLost when there will be none.
-        """
-        if (self.running is None and self.handler is not None) or self._receiver is not None:
-            raise RuntimeError("receive() is for the one async handler that is running, or one task if there is no handler")
-        while not self._pending:
-            if self.error is not None:
-                raise self._copied_error()
-            if self._ended:
-                raise ConnectionLost("the peer sends no more")
-            if self.operates_for is not None and self.operates_for.sandbox.serial:
-                await self.operates_for.sandbox.out_of_turn(self._wait_for_more)
-            else:
-                await self._wait_for_more()
-        return self._take()
-
-    async def _wait_for_more(self) -> None:
-        self._receiver = asyncio.get_running_loop().create_future()
-        try:
-            await self._receiver
-        finally:
-            self._receiver = None
-
-    #: What becomes of messages that have come.
-    _deliver = Handling._handle_messages
-
-    def _keep(self, message: Any) -> None:
-        if self._pending is None:
-            self._pending = deque()
-            self._pending_size = 0
-        self._pending.append(message)
-        self._pending_size += _size(message)
-        wake(self._receiver)
-        if len(self._pending) >= MAX_PENDING or self._pending_size >= MAX_PENDING_SIZE:
-            self._pause_reading()
-
-    def _take(self) -> Any:
-        assert self._pending is not None
-        message = self._pending.popleft()
-        self._pending_size -= _size(message)
-        if self._reading_paused:
-            if len(self._pending) <= MAX_PENDING // 2 and self._pending_size <= MAX_PENDING_SIZE // 2:
-                self._resume_reading()
-            self._go_on()
-        return message
-
-    @property
-    def reading_paused(self) -> bool:
-        """Whether reading is paused because handlers have not kept up: the peer's silence is then ours."""
-        return self._reading_paused != 0
-
-    def pause(self) -> None:
-        """For a plain handler: from the next message on they wait, and reading pauses, until ``resume``. Idempotent."""
-        self._pause_reading(PAUSED)
-
-    def resume(self) -> None:
-        """Handle what has waited since ``pause``, and read on. What is handled may say ``pause`` again. Idempotent."""
-        if self._reading_paused & PAUSED:
-            self._resume_reading(PAUSED)
-            self._handle_pending()
-            self._go_on()
-
-    def _pause_reading(self, reason: int = PENDING) -> None:
-        if not self._reading_paused and not self.transport.is_closing():
-            self.transport.pause_reading()
-        self._reading_paused |= reason
-
-    def _resume_reading(self, reason: int = PENDING) -> None:
-        """Take one reason away; reading goes on when there is none left."""
-        paused = self._reading_paused
-        self._reading_paused = paused & ~reason
-        if paused and not self._reading_paused and not self.transport.is_closing():
-            self.transport.resume_reading()
-        elif self._reading_paused:
-            self._go_on()
-
     # What handlers come to --------------------------------------------------------------------------------------------------------------
 
     def _drop_pending(self) -> None:
@@ -330,11 +184,6 @@ class Connection(Handling):
                 self._pending = None
         if self.running is None and (self._reading_paused or self._closing_when_idle or self._lost or self._fault is not None):
             self._settle()
-
-    def _handle_pending(self) -> None:
-        """Handle what has waited; to its end when there will be no more."""
-        while self._pending and self.running is None and (self._lost or not self._reading_paused & PAUSED):
-            self._handle_messages((self._take(),))
 
     def _failed(self, hook: str, exc: BaseException) -> None:
         """A handler that raises ends its connection, never the process. That the peer went away meanwhile is no error of its."""
@@ -403,9 +252,6 @@ class Connection(Handling):
         """End the transport, when what was sent is on its way. For protocols that say good-bye, and wait for the answer to it."""
         self.transport.close()
 
-    def _discard(self, data: bytes) -> None:
-        """What comes after this side has ended the connection."""
-
     def _refuse(self, exc: RemoteProtocolError) -> None:
         logger.warning("%s: %s", self, exc)
         error = ConnectionClosed(f"closed because of what the peer sent: {exc}")
@@ -469,8 +315,3 @@ class Connection(Handling):
             "messages_out": self.messages_out,
             "age": round(asyncio.get_running_loop().time() - self.opened, 3),
         }
-
-
-def _size(message: Any) -> int:
-    """Bytes or characters in it; what a protocol makes otherwise counts as a message only."""
-    return len(message) if isinstance(message, bytes | bytearray | str) else 0

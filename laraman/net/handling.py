@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from contextvars import Context
 
+    from laraman.sandbox.guard import Guard
+
 #: Why reading is paused: messages wait, the protocol has more to do, the peer does not read what the protocol owes it, a handler said ``pause()``.
 PENDING, MORE, OWED, PAUSED = 1, 2, 4, 8
 
+#: An Operation that is made in place costs less than half of one that a call of ``__init__`` makes.
 _new = Operation.__new__
 
 #: Hooks that are called whatever runs.
@@ -30,7 +33,7 @@ _beside: set[asyncio.Task[None]] = set()
 class Handling(Sending):
     """Calls the methods that ``handler`` has, one after another. While one of them must be awaited, ``running`` is its task."""
 
-    __slots__ = ("_lost", "_reading_paused", "_wrapper", "_wrapper_version", "handler", "operates_for", "running", "worker")
+    __slots__ = ("_base", "_guard", "_lost", "_operates_for", "_reading_paused", "_wrapper", "_wrapper_version", "handler", "running", "worker")
 
     #: What a message is as an operation, and the beginning and the end of a connection.
     message_kind = MESSAGE
@@ -39,12 +42,31 @@ class Handling(Sending):
     def __init__(self, protocol: Any, handler: Any, worker: Any, write_timeout: float) -> None:
         super().__init__(protocol, write_timeout)
         self.handler = handler
-        self.worker = self.operates_for = worker
+        self.worker = worker
         self.running: asyncio.Task[None] | None = None
         self._reading_paused = 0  # the reasons
         self._lost = False  # the transport is gone: what has been received before is handled to its end
+        self.operates_for = worker
+
+    @property
+    def operates_for(self) -> Any:
+        return self._operates_for
+
+    @operates_for.setter
+    def operates_for(self, worker: Any) -> None:
+        self._operates_for = worker
         self._wrapper: Callable[..., Coroutine[Any, Any, Any]] | None = None  # the sandbox's, for messages
         self._wrapper_version = -1
+        self._base: Context | None = None  # what contexts of messages are copies of, where nothing else is to be done around them
+        self._guard: Guard | None = None
+
+    def _look_around(self) -> None:
+        """What is to be done around a message has changed."""
+        sandbox = self.operates_for.sandbox
+        self._wrapper_version = events.version
+        self._wrapper = sandbox.wrapper(self.message_kind)
+        self._base = sandbox.plain if self._wrapper is None else None
+        self._guard = sandbox.guard
 
     def _handle(self, hook: str, *arguments: Any) -> None:
         """Call a handler. One that must be awaited gets a task, and what comes meanwhile waits behind it; but ``_ANYTIME`` are beside all that."""
@@ -75,8 +97,7 @@ class Handling(Sending):
     def _handle_messages(self, messages: Sequence[Any]) -> None:
         """Call ``on_message`` for each, or keep those that have to wait.
 
-        Most of what a message costs is the kernel's part, and the next are calls of functions: so there is one for all of them, and the Operation is
-        made in place.
+        ``Receiving.data_received`` does the same in place for the one message that most reads bring, while there is nothing else to do.
         """
         kind, worker = self.message_kind, self.operates_for
         for message in messages:
@@ -95,8 +116,7 @@ class Handling(Sending):
                 continue
             sandbox = worker.sandbox
             if self._wrapper_version != events.version:
-                self._wrapper_version = events.version
-                self._wrapper = sandbox.wrapper(kind)
+                self._look_around()
             operation = _new(Operation)
             operation.kind = kind
             operation.subject = message

@@ -73,6 +73,8 @@ class Sandbox:
         self._nested: set[Operation] = set()
         #: A fresh context for an operation.
         self.context: Callable[[Operation], Context] = self._plain_context if self._decimal is None else self._with_decimal
+        #: What such a context is a copy of where ``CURRENT`` is all that is set in it, else None.
+        self.plain: Context | None = self._base if self._decimal is None else None
 
     async def prepare(self) -> None:
         """Do what `config` says is done at boot, when the application has started: warm, find what is reset, start the guard.
@@ -176,7 +178,8 @@ class Sandbox:
         return self._turns is not None
 
     def ended(self, operation: Operation) -> None:
-        """Nothing of the operation runs any more but what it has started and left behind."""
+        """Nothing of the operation runs any more but what it has started and left behind. ``Receiving.data_received`` does
+        the same for a message."""
         operation.ended = True
         guard = self.guard
         if guard is not None:

@@ -15,7 +15,8 @@ import pytest
 from laraman import events
 from laraman.errors import Busy, ConnectionClosed, ConnectionLost, LocalProtocolError, RemoteProtocolError
 from laraman.events import MessageReceived
-from laraman.net.connection import CLOSED, MAX_PENDING, MAX_PENDING_SIZE, OPEN, Connection, keep_alive, name_text
+from laraman.net.connection import CLOSED, OPEN, Connection, keep_alive, name_text
+from laraman.net.receiving import MAX_PENDING, MAX_PENDING_SIZE
 from laraman.protocols.framing import Frame, Raw, Text
 from laraman.sandbox.locals import local
 from laraman.sandbox.operation import Operation, current
