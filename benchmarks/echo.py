@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from benchmarks.clients import ANSWER, QUESTION, SOURCES, connect, hold, upgrade
-from benchmarks.run import LOAD_CPU, ROOT, SERVER_CPU, Failed, Sample, Target, _free_ports, _kill, _line, facts, medians, pinned
+from benchmarks.run import LOAD_CPU, ROOT, SERVER_CPU, Failed, Sample, Target, as_line, end, facts, free_ports, medians, pinned
 from laraman import Worker, run_workers
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ async def serve_bare(protocol: type[Bare], port: int) -> None:
 @contextmanager
 def running(server: str, scheme: str, directory: str) -> Iterator[Target]:
     """Start a server on SERVER_CPU, wait until it accepts, and leave nothing of it behind."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     place = Path(directory) / f"{scheme}-{server}"
     place.mkdir()
     command = [sys.executable, "-m", "benchmarks.echo", "serve", server, scheme, str(port)]
@@ -107,15 +107,7 @@ def running(server: str, scheme: str, directory: str) -> Iterator[Target]:
         _wait_until_it_accepts(target, place / "log")
         yield target
     finally:
-        pids = target.pids()
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            print(f"{server} did not stop within 10 s", file=sys.stderr)
-        for pid in pids:
-            _kill(pid)
-        process.wait(10)
+        end(target, server)
 
 
 def _wait_until_it_accepts(target: Target, log: Path) -> None:
@@ -209,7 +201,7 @@ def compare(scheme: str, rounds: int, seconds: float, directory: str) -> dict[st
             for server in servers[at:] + servers[:at]:
                 sample = echo(targets[server], scheme, server, seconds)
                 samples[server].append(sample)
-                print(f"  {scheme} round {number + 1} {server}: {_line(sample)}", file=sys.stderr, flush=True)
+                print(f"  {scheme} round {number + 1} {server}: {as_line(sample)}", file=sys.stderr, flush=True)
     return {server: medians(found) for server, found in samples.items()}
 
 
