@@ -4,7 +4,7 @@ A handler is any object; each of these methods is optional, and plain or ``async
 
     on_connect(connection)              first
     on_message(connection, message)     once per message, one after another
-    on_error(connection, exception)     a handler raised, or its peer broke the protocol, and it is about to be closed: a plain one may still send
+    on_error(connection, exception)     a handler raised, or its peer broke the protocol, and it is about to be closed: it may still send
     on_close(connection)                last, when the handlers before it are over; ``connection.error`` says why it ended
     on_buffer_full(connection)          the peer has not read what was sent: from now on ``send`` waits and ``send_nowait`` is Busy ...
     on_drained(connection)              ... until it has. These two come whenever that happens, also while another one runs
@@ -64,6 +64,7 @@ class Connection(Receiving):
         "_data",
         "_fault",
         "_gone",
+        "_verdict",
         "_write_buffer",
         "close_code",
         "direction",
@@ -93,6 +94,7 @@ class Connection(Receiving):
         self._closing_when_idle = False
         self._fault: BaseException | None = None  # that on_error is still to be told
         self._gone: asyncio.Future[None] | None = None
+        self._verdict: tuple[ConnectionClosed, int] | None = None  # how it is closed when on_error, which has to be awaited, is over
         self._write_buffer = write_buffer
 
     def __repr__(self) -> str:
@@ -178,6 +180,10 @@ class Connection(Receiving):
         self._pending = None
 
     def _go_on_handling(self) -> None:
+        if self._verdict is not None and self.running is None:
+            (error, code), self._verdict = self._verdict, None
+            if self.error is None:
+                self._close(error, code)
         if self._pending is not None:
             self._handle_pending()
             if self.running is None and not self._reading_paused & PAUSED:
@@ -195,13 +201,15 @@ class Connection(Receiving):
             self._fail(None if hook in _FINAL else exc, error, 1011)
 
     def _fail(self, fault: BaseException | None, error: ConnectionClosed, code: int) -> None:
-        """Tell the handler of a fault that it has not heard of, and close. What runs has to be over before it is told."""
+        """Tell the handler of a fault that it has not heard of, and close. While something runs it is told after that, and after the close."""
         self._pending = None
-        if fault is not None:
-            if self.running is None:
-                self._handle("on_error", fault)
-            else:
-                self._fault = fault
+        if fault is not None and self.running is not None:
+            self._fault = fault
+        elif fault is not None:
+            self._handle("on_error", fault)
+            if self.running is not None and self.error is None:
+                self._verdict = error, code
+                return
         if self.error is None:
             self._close(error, code)
 
