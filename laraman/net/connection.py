@@ -274,7 +274,7 @@ class Connection(Receiving):
             self.state = CLOSING
             self._pending = None
         wake(self._receiver)
-        if self.transport is not None:
+        if self.transport is not None and not self._lost:  # that of TLS raises then, in Python 3.11.2
             self.transport.abort()
 
     async def wait_closed(self) -> None:

@@ -114,7 +114,8 @@ async def listening(dialogue: Dialogue, path: Path | None = None, **options: obj
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in writers:  # a task that is cancelled before its first step has closed nothing
-            writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # the transport of TLS of Python 3.11.2, when it has ended already
+                writer.transport.abort()
         await asyncio.sleep(0)
 
 
