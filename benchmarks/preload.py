@@ -19,7 +19,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.run import ROOT, Failed, Sample, Target, _free_ports, _kill, _line, _title, facts, medians
+from benchmarks.run import ROOT, Failed, Sample, Target, as_line, end, facts, free_ports, kill, medians, title
 from laraman.process.control import request
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class Run:
     """One start of a server, until the first answer."""
 
     def __init__(self, name: str, directory: str) -> None:
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         listens = ["--bind", f"127.0.0.1:{port}"] if name.startswith("gunicorn") else ["--port", str(port)]
         self.log = Path(directory) / f"{name}.log"
         self.begun = time.monotonic()
@@ -80,7 +79,7 @@ class Run:
     def workers(self) -> list[int]:
         """The pids of the worker processes: the last ones forked, where a title does not say it."""
         titled = self.target.named("http")
-        return titled or sorted(pid for pid in self.target.pids() if "resource_tracker" not in _title(pid))[-WORKERS:]
+        return titled or sorted(pid for pid in self.target.pids() if "resource_tracker" not in title(pid))[-WORKERS:]
 
     def pss(self) -> float:
         """MiB of all processes."""
@@ -114,19 +113,10 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> fl
 @contextmanager
 def running(name: str, directory: str) -> Iterator[Run]:
     run = Run(name, directory)
-    process = run.target.process
     try:
         yield run
     finally:
-        pids = run.target.pids()
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            print(f"{name} did not stop within 15 s", file=sys.stderr)
-        for pid in pids:
-            _kill(pid)
-        process.wait(10)
+        end(run.target, name, 15)
 
 
 def measure(name: str, directory: str, seconds: int) -> Sample:
@@ -145,7 +135,7 @@ def _respawn(run: Run, name: str) -> float:
     process, before, said = run.target.process, run.workers(), run.started()
     time.sleep(1.2)  # a worker that was back for a moment only counts as a failure, and waits
     killed = time.monotonic()
-    _kill(before[0])
+    kill(before[0])
     if name.startswith("laraman"):
         gone = {before[0]}
         return until(lambda: len(ready := run.ready()) == WORKERS and not ready & gone, process) - killed
@@ -181,7 +171,7 @@ def main() -> None:
             for name in names[at:] + names[:at]:
                 sample = measure(name, directory, options.seconds)
                 samples[name].append(sample)
-                print(f"  preload round {number + 1} {name}: {_line(sample)}", file=sys.stderr, flush=True)
+                print(f"  preload round {number + 1} {name}: {as_line(sample)}", file=sys.stderr, flush=True)
     results = {name: medians(found) for name, found in samples.items()}
     print(table(results))
     if options.json:

@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.run import ROOT, Failed, _free_ports, facts, table
+from benchmarks.run import ROOT, Failed, facts, free_ports, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ class Reloading:
     """One server under --reload, in a directory of its own."""
 
     def __init__(self, name: str, source: str, directory: Path) -> None:
-        (self.port,) = _free_ports(1)
+        (self.port,) = free_ports(1)
         self.source = source
         self.file = directory / "app.py"
         self.version = 0

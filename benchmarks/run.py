@@ -90,7 +90,7 @@ class Target:
     def named(self, worker: str) -> list[int]:
         """The processes of one of laraman's workers; all of the server when it is ""."""
         pids = self.pids()
-        return [pid for pid in pids if _title(pid).startswith(f"laraman: {worker} ")] if worker else pids
+        return [pid for pid in pids if title(pid).startswith(f"laraman: {worker} ")] if worker else pids
 
     def cpu_seconds(self, worker: str = "") -> float:
         """User and system time of all its processes so far."""
@@ -109,7 +109,7 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def _title(pid: int) -> str:
+def title(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
@@ -131,7 +131,7 @@ def pinned(cpu: int) -> Callable[[], None]:
 @contextmanager
 def serving(name: str, app: str, directory: str) -> Iterator[Target]:
     """Start a server on SERVER_CPU, wait until it answers, and see to it that nothing of it is left."""
-    port, gateway_port, *inner = _free_ports(4)
+    port, gateway_port, *inner = free_ports(4)
     command = [sys.executable, "-m", SERVERS[name][0], *SERVERS[name][1:], "--port", str(port), app]
     if app == GATEWAY_APP:
         command += ["--gateway", f"127.0.0.1:{gateway_port}"]
@@ -151,18 +151,23 @@ def serving(name: str, app: str, directory: str) -> Iterator[Target]:
         _wait_until_it_answers(target, Path(log.name))
         yield target
     finally:
-        pids = target.pids()
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            print(f"{name} did not stop within 10 s", file=sys.stderr)
-        for pid in pids:
-            _kill(pid)
-        process.wait(10)
+        end(target, name)
 
 
-def _free_ports(count: int) -> list[int]:
+def end(target: Target, name: str, seconds: float = 10) -> None:
+    """Stop the server, and leave none of its processes behind."""
+    pids = target.pids()
+    target.process.terminate()
+    try:
+        target.process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        print(f"{name} did not stop within {seconds:g} s", file=sys.stderr)
+    for pid in pids:
+        kill(pid)
+    target.process.wait(10)
+
+
+def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))
@@ -172,7 +177,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
@@ -290,7 +295,7 @@ def _kill_gateway(target: Target) -> float:
     """Seconds from the kill until every link to the gateway is up again."""
     control = Path(target.directory) / ".laraman" / str(target.port) / "control.sock"
     for pid in target.named("gateway"):
-        _kill(pid)
+        kill(pid)
     killed = time.monotonic()
     while (since := time.monotonic() - killed) < 30:
         rows = [row for row in request(control, {"op": "connections"}, 5)["rows"] if str(row.get("name")).startswith("gateway ")]
@@ -371,7 +376,7 @@ def compare(scenario: str, servers: list[str], rounds: int, seconds: int, direct
                 del samples[name]
                 continue
             samples[name].append(sample)
-            print(f"  {scenario} round {number + 1} {name}: {_line(sample)}", file=sys.stderr, flush=True)
+            print(f"  {scenario} round {number + 1} {name}: {as_line(sample)}", file=sys.stderr, flush=True)
     return samples
 
 
@@ -379,7 +384,7 @@ def medians(samples: list[Sample]) -> Sample:
     return {key: round(statistics.median(sample[key] for sample in samples), 4) for key in samples[0]}
 
 
-def _line(sample: Sample) -> str:
+def as_line(sample: Sample) -> str:
     return ", ".join(f"{key} {value:,.2f}" for key, value in sample.items())
 
 

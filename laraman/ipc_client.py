@@ -53,7 +53,11 @@ class TooLarge(CallError):
     """The request or the reply is longer than is allowed."""
 
 
-def call(path: str, obj: Any, timeout: float = 5.0, *, max_size: int = MAX_SIZE) -> Any:
+class _Unread(Broken):
+    """And it has not read the request to its end, so it has not handled it."""
+
+
+def call(path: str | os.PathLike[str], obj: Any, timeout: float = 5.0, *, max_size: int = MAX_SIZE) -> Any:
     """Send one request on a connection of its own and return the reply. ``bytes`` are sent as they are, anything else as JSON; a reply that is
     not JSON comes back as ``bytes``. ``timeout`` is in seconds, for all of it: connecting, sending, the handler's work, and the reply."""
     with Client(path, timeout, max_size=max_size) as client:
@@ -63,12 +67,12 @@ def call(path: str, obj: Any, timeout: float = 5.0, *, max_size: int = MAX_SIZE)
 class Client:
     """Many calls on one connection, for a worker that keeps it (``timeout_keep_alive``); others end it after the first reply.
 
-    For one thread at a time. A connection that was ended since the last call is made anew, as after an error. A request is never sent twice: when
-    the end comes while it is under way, that is Broken, and the caller decides.
+    For one thread at a time. A connection that was ended since the last call is made anew, as after an error, and a request that it ended without
+    reading, on a connection it had kept until then, is sent there. None is handled twice: when nobody knows, that is Broken, and the caller decides.
     """
 
-    def __init__(self, path: str, timeout: float = 5.0, *, max_size: int = MAX_SIZE) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str], timeout: float = 5.0, *, max_size: int = MAX_SIZE) -> None:
+        self.path = os.fspath(path)
         self.timeout = timeout
         self.max_size = max_size
         self._socket: socket.socket | None = None
@@ -107,12 +111,28 @@ class Client:
     def _exchange(self, data: bytes, deadline: float) -> bytes:
         if self._socket is not None and _is_closed(self._socket):
             self.close()
-        if self._socket is None:
-            self._socket = _connected(self.path, deadline)
-        sock = self._socket
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has refused the request unread; the reply, if there is one, says why
+        if self._socket is not None:
+            with contextlib.suppress(_Unread):
+                return self._ask(self._socket, data, deadline)
+            self.close()
+        self._socket = _connected(self.path, deadline)
+        return self._ask(self._socket, data, deadline)
+
+    def _ask(self, sock: socket.socket, data: bytes, deadline: float) -> bytes:
+        unread = False
+        start = b""
+        try:
             _send(sock, data, deadline)
-        length = int.from_bytes(self._read(sock, 4, deadline), "big")
+        except (BrokenPipeError, ConnectionResetError):
+            unread = True  # the reply, if there is one, says why
+        try:
+            sock.settimeout(_left(deadline))
+            start = sock.recv(4)
+        except ConnectionResetError:  # Linux does this to the peer of a unix socket that is closed with something unread in it, and else never
+            unread = True
+        if unread and not start:
+            raise _Unread(f"{self.path} hung up before it had read the request")
+        length = int.from_bytes(start + self._read(sock, 4 - len(start), deadline), "big")
         if length > self.max_size:
             raise TooLarge(f"the reply of {self.path} has {length} bytes, {self.max_size} are allowed")
         return self._read(sock, length, deadline)
@@ -129,7 +149,10 @@ class Client:
 
 
 def _connected(path: str, deadline: float) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as exc:
+        raise Unreachable(f"{path}: {exc.strerror}") from exc
     try:
         while True:
             sock.settimeout(_left(deadline))
@@ -179,7 +202,7 @@ def _is_closed(sock: socket.socket) -> bool:
 
 def _decoded(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return json.loads(body.decode())  # UTF-8 and nothing else: bytes with zeros in them would be taken for UTF-16
     except (ValueError, RecursionError):
         return body
 
@@ -197,7 +220,8 @@ def main(arguments: list[str]) -> int:
     except CallError as exc:
         print(exc, file=sys.stderr)
         return 1
-    print(os.fsdecode(reply) if isinstance(reply, bytes) else json.dumps(reply, ensure_ascii=False))
+    text = reply if isinstance(reply, bytes) else json.dumps(reply, ensure_ascii=False).encode(errors="backslashreplace")
+    sys.stdout.buffer.write(text + b"\n")
     return 0
 
 

@@ -29,7 +29,8 @@ def run(app: Any, **options: Any) -> None:
     """Serve ``app`` until it is told to stop, as ``uvicorn.run`` does; ``options`` are those of ``laraman.Config``.
 
     Alone in this process, or with a master where something is asked for that needs one: ``workers``, ``reload``, ``preload``, ``daemon``,
-    ``task_workers``, an embedded gateway; ``app`` is an import string then. Exits with 3 when the server cannot start. Raises what ``laraman.Config`` raises.
+    ``task_workers``, an embedded gateway; ``app`` is an import string then. Exits with 3 when the server cannot start. Raises what
+    ``laraman.Config`` raises.
     """
     config = Config(app, **options)
     frozen = config.frozen()

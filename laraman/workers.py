@@ -7,10 +7,12 @@ proxy_protocol, the certificates with the hook ssl_context, and its logs. Everyt
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gunicorn.sock import ssl_context
@@ -74,6 +76,7 @@ class _Server(Server):
     def __init__(self, config: Config, worker: LaramanWorker) -> None:
         super().__init__(config)
         self._gunicorns = worker
+        self.leases = _leases(worker.ppid)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         beats = asyncio.get_running_loop().create_task(self._beat())
@@ -104,3 +107,15 @@ class _Server(Server):
     def _handle_quit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = True
         self.should_exit = True
+
+
+def _leases(arbiter: int) -> int:
+    """A descriptor of the directory where the workers of one arbiter keep leases: each is the only one of its server, but not of gunicorn's."""
+    path = os.path.join(tempfile.gettempdir(), f"laraman-{os.geteuid()}-gunicorn-{arbiter}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.fstat(directory).st_uid != os.geteuid():
+        os.close(directory)
+        raise PermissionError(f"{path} is not a directory of ours")
+    return directory

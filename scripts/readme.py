@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.run import table  # noqa: E402
-from laraman.config import gateway_table, options_table, sandbox_table  # noqa: E402
+from laraman.config import gateway_table, options_table, sandbox_table, workers_table  # noqa: E402
 from laraman.doctor.differences import table as differences_table  # noqa: E402
 
 README = ROOT / "README.md"
@@ -44,7 +44,13 @@ def _measured(run: dict[str, Any]) -> str:
 
 def generate(text: str) -> str:
     """The README's text with its generated parts as they should be."""
-    tables = {"options": options_table(), "gateway": gateway_table(), "sandbox": sandbox_table(), "differences": differences_table()}
+    tables = {
+        "options": options_table(),
+        "gateway": gateway_table(),
+        "workers": workers_table(),
+        "sandbox": sandbox_table(),
+        "differences": differences_table(),
+    }
     for name, content in {**tables, "benchmark": benchmark()}.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(f"{begin}\n")

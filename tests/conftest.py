@@ -267,7 +267,7 @@ def free_port() -> int:
 
 def find_tool(name: str, package: str = "") -> str:
     """The path of a program of Debian's ``package``. Where it is not installed a user's test is skipped, and CI's fails."""
-    path = shutil.which(name)
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")  # where Debian has nats-server
     if path is None and os.environ.get("CI") == "true":
         pytest.fail(f"{name} is not installed")
     if path is None:

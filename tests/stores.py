@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import socket
 import subprocess
 from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.conftest import DEADLINE, free_ports, wait_until
+from tests.conftest import DEADLINE, find_tool, free_ports, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,9 +30,8 @@ class StoreServer:
         redis = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory), "--save", "", "--appendonly", "yes"]
         nats = ["--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", str(self.directory)]
         with (self.directory / "output.txt").open("ab") as output:
-            self.process = subprocess.Popen(
-                [self.program, *(redis if self.program == "redis-server" else nats)], stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+            command = [find_tool(self.program), *(redis if self.program == "redis-server" else nats)]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         wait_until(self._answers, what=f"{self.program} on port {self.port}")
 
     def kill(self) -> None:
@@ -54,8 +49,5 @@ class StoreServer:
 
 def store_server(program: str, directory: Path) -> StoreServer:
     """Start one. Where it is not installed a user's test is skipped, and CI's fails."""
-    if shutil.which(program) is None and os.environ.get("CI") == "true":
-        pytest.fail(f"{program} is not installed")
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed (apt-get install {program})")
+    find_tool(program)
     return StoreServer(program, directory)

@@ -75,7 +75,8 @@ def test_tables_have_as_many_cells_in_each_row(path: Path) -> None:
 def test_the_request_process(server: Callable[..., Server]) -> None:
     page = Page("request-process.md")
     files = page.file("resident.py")
-    files["resident.py"] += '\nworkers.append(Worker("many", "request+unix://many.sock", handler="resident:handle", timeout_keep_alive=30))\n'
+    [many] = re.findall(r'`(Worker\("many".*?\))`', page.text)
+    files["resident.py"] += f"\nworkers.append({many})\n"
     directory = server("resident:workers", files=files).directory
     run(directory, sys.executable, "-c", page.block("python", "reply = call("))
     run(directory, sys.executable, "-c", page.block("python", "with Client("))
@@ -316,6 +317,6 @@ def test_timers_and_consumers(server: Callable[..., Server], workers_page: Page)
     assert set(asked) == {"/prices"}
     rows = {row["name"] for row in running.connections() if row["direction"] != "in"}
     assert rows == {"prices"}
-    table = running.cli("status").stdout
-    assert re.search(r"^app\.clean_up +cron 0 3 \* \* \*, once per server +http:0 ", table, re.MULTILINE), table
+    row = re.compile(r"^app\.clean_up +cron 0 3 \* \* \*, once per server +http:0 ", re.MULTILINE)
+    wait_until(lambda: row.search(running.cli("status").stdout), what="the row of a timer, which comes with a beat")
     assert "cleaning up" not in running.output

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +24,7 @@ from laraman.ipc_client import Broken, Client, Late, TooLarge, Unreachable, call
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
+
 
 def framed(body: bytes) -> bytes:
     return len(body).to_bytes(4, "big") + body
@@ -69,12 +72,15 @@ def test_json_there_and_back(listening: Any) -> None:
         for value in ({"text": "Grüße 长度", "n": [1, None, 0.5]}, None, "x" * 1_000_000, "\ud800"):
             assert call(path, value) == value
         assert call(path, b"my name is siam") == b"my name is siam"
+        for body in (b"1\0", b'"\0', b"\xff", b"\xef\xbb\xbf1"):  # that is no JSON, nor JSON in UTF-16
+            assert call(path, body) == body
+        assert call(Path(path), 1) == 1
         for wrong in (object(), float("nan")):
             with pytest.raises((TypeError, ValueError)):
                 call(path, wrong)
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unreachable, match=r"none\.sock: No such file"):
         call(str(tmp_path / "none.sock"), 1)
     with socket.socket(socket.AF_UNIX) as sock:
@@ -82,6 +88,14 @@ def test_nobody_there(tmp_path: Path) -> None:
     for path in (str(tmp_path / "left.sock"), str(tmp_path / ("x" * 200)), "with\0zero"):
         with pytest.raises(Unreachable):
             call(path, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(ipc_client.socket, "socket", no_descriptor)
+        with pytest.raises(Unreachable, match=r"app\.sock: Too many open files"):
+            call("app.sock", 1)
+
+
+def no_descriptor(*given: Any) -> Any:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_a_queue_that_is_full_and_stays_so(tmp_path: Path) -> None:
@@ -171,6 +185,29 @@ def test_many_calls_on_one_connection(listening: Any) -> None:
         assert client.call(9) == 9
 
 
+def test_what_a_kept_connection_has_ended_without_reading_is_sent_on_a_new_one(listening: Any) -> None:
+    bodies: list[bytes] = []
+
+    def serve(sock: socket.socket) -> None:
+        while body := read(sock):
+            bodies.append(body)
+            if body == b'"unknown"':
+                return  # nobody knows what has become of it
+            sock.sendall(framed(body))
+            if body == b'"last"':
+                sock.recv(1, socket.MSG_PEEK)
+                return
+
+    with listening(serve) as path, Client(path, 5) as client:
+        assert [client.call(value) for value in ("last", "last", "x" * 1_000_000, "y")] == ["last", "last", "x" * 1_000_000, "y"]
+        assert [len(body) for body in bodies] == [6, 6, 1_000_002, 3]
+        with pytest.raises(Broken, match="hung up before its reply was complete"):
+            client.call("unknown")
+        assert bodies.count(b'"unknown"') == 1
+    with listening(lambda sock: sock.recv(1)) as path, pytest.raises(Broken, match="hung up before it had read the request"):
+        call(path, "one")  # on a connection of its own it has had its try
+
+
 def test_the_file_alone_is_enough(listening: Any, tmp_path: Path) -> None:
     shutil.copy(ipc_client.__file__, tmp_path / "ipc_client.py")
     code = "import sys, ipc_client; print(ipc_client.call(sys.argv[1], {'n': 1}), 'laraman' in sys.modules, 'asyncio' in sys.modules)"
@@ -187,6 +224,10 @@ def test_from_a_shell(listening: Any) -> None:
     with listening(lambda sock: sock.sendall(framed(read(sock)))) as path:
         assert ask(path, '{"text": "长度"}', "20") == (0, '{"text": "长度"}\n', "")
         assert ask(path, "my name is siam") == (0, "my name is siam\n", "")
+        assert ask(path, r'"\ud800"') == (0, '"\\ud800"\n', "")
+        command = [sys.executable, ipc_client.__file__, path, b"\xff\xfe"]
+        environ = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "1"}
+        assert subprocess.run(command, env=environ, capture_output=True, timeout=30).stdout == b"\xff\xfe\n"
     assert ask("none.sock", "1") == (1, "", "none.sock: No such file or directory\n")
     for wrong in ((), ("a",), ("a", "b", "c"), ("a", "b", "1", "2")):
         code, out, error = ask(*wrong)

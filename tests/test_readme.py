@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import redis
 from websockets.sync.client import connect
 
 from tests.conftest import free_ports, wait_until
+from tests.stores import store_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +86,31 @@ def test_the_full_duplex_example_runs(server: Callable[..., Server]) -> None:
         assert ada.recv(timeout=10) == "closing time"  # and nothing of what she said herself
         while (text := bob.recv(timeout=10)) != "closing time":
             assert text == "hello"
+
+
+def test_the_timers_and_consumers_example_runs(server: Callable[..., Server], tmp_path: Path) -> None:
+    [code] = [block for block in blocks("python") if "laraman.supervise" in block]
+    store = store_server("redis-server", tmp_path)
+    with contextlib.closing(redis.Redis(port=store.port)) as client, contextlib.ExitStack() as stack:
+        stack.callback(store.kill)
+        running = server("app:app", files={"app.py": code.replace("port=6379", f"port={store.port}")})
+
+        def told() -> bool:
+            client.publish("prices", "HUILA 7.25")
+            return httpx.get(f"{running.url}/price/HUILA", timeout=10).json() == 7.25
+
+        wait_until(told, what="the price")
+        assert [row["state"] for row in running.connections() if row["direction"] == "out"] == ["UP"]
+        wait_until(lambda: "clean_up" in running.cli("status").stdout, what="the timer")
+
+
+def test_the_worker_example_runs(server: Callable[..., Server]) -> None:
+    [code] = [block for block in blocks("python") if "room:Room" in block]
+    [port] = free_ports(1)
+    server("room:workers", files={"room.py": code.replace(":7001", f":{port}")})
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client, client.makefile("rb") as lines:
+        client.sendall(b"ada\r\n")
+        assert lines.readline() == b"Hello, ada!\n"
 
 
 def test_every_table_has_as_many_cells_in_each_row() -> None:

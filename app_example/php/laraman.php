@@ -35,10 +35,7 @@ function laraman_exchange(string $path, string $body, float $timeout = 5.0, int 
     if (strlen($body) > $max) {
         throw new LaramanException("$path: the request has " . strlen($body) . " bytes, $max are allowed", LaramanException::TOO_LARGE);
     }
-    $socket = @stream_socket_client("unix://$path", $number, $message, $timeout);
-    if ($socket === false) {
-        throw new LaramanException("$path: $message", LaramanException::UNREACHABLE);
-    }
+    $socket = laraman_connect($path, $timeout, $deadline);
     try {
         stream_set_blocking($socket, false);
         laraman_write($socket, $path, pack('N', strlen($body)) . $body, $deadline);
@@ -50,6 +47,21 @@ function laraman_exchange(string $path, string $body, float $timeout = 5.0, int 
     } finally {
         fclose($socket);
     }
+}
+
+/** @internal */
+function laraman_connect(string $path, float $timeout, float $deadline)
+{
+    while (($socket = @stream_socket_client("unix://$path", $number, $message, $timeout)) === false) {
+        if ($number !== 11) { // EAGAIN: its queue is full, and Linux does not wait for that here
+            throw new LaramanException("$path: $message", LaramanException::UNREACHABLE);
+        }
+        if (microtime(true) >= $deadline) {
+            throw new LaramanException("$path: no reply in time", LaramanException::LATE);
+        }
+        usleep(10000);
+    }
+    return $socket;
 }
 
 /** @internal */

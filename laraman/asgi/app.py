@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from laraman.asgi.interfaces import as_asgi3, is_factory
-from laraman.errors import BootError
+from laraman.errors import BootError, ConfigError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,7 +30,8 @@ logger = logging.getLogger("uvicorn.error")
 def load_app(config: Config) -> ASGIApp:
     """Find what ``config.app`` names and, when it is a factory, call it.
 
-    Raises BootError with one clear line; an error raised by the user's own code is logged with its traceback first.
+    Raises BootError with one clear line; an error raised by the user's own code is logged with its traceback first. A ConfigError that comes out
+    of that code is one line already.
     """
     return application(find(config), config)
 
@@ -64,6 +65,8 @@ def _import(target: str) -> Any:
 def _import_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
+    except ConfigError:
+        raise
     except (Exception, SystemExit) as exc:
         # Only the module asked for, or a package on the way to it: a missing dependency of the user's module is that module's error.
         if isinstance(exc, ModuleNotFoundError) and exc.name and f"{name}.".startswith(f"{exc.name}."):
@@ -86,6 +89,8 @@ def application(found: Any, config: Config) -> ASGIApp:
 def _made(factory: Any, name: str) -> Any:
     try:
         application = factory()
+    except ConfigError:
+        raise
     except (Exception, SystemExit) as exc:
         raise _user_error("Error loading ASGI app factory", exc) from None
     if inspect.iscoroutine(application):

@@ -121,11 +121,11 @@ class HttpConnection(Connection):
             self._closing = True
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
         self.state = CLOSED
         self.deadline = inf
         self._buffer = None
         self.service.writing.discard(self)
-        super().connection_lost(exc)
         if self.exchange is not None:
             self.exchange.disconnect(gone=True)
             self.exchange = None

@@ -115,6 +115,8 @@ class Server:
         self._should_exit = self._force_exit = False
         #: Whether the process is there for this server: its loop is, and it runs in the main thread.
         self.owns_process = False
+        #: See ``Worker.leases``: where processes that somebody else has forked agree what only one of them does.
+        self.leases: int | None = None
         self._worker = Worker("http")
         self._life: _Life | None = None
         self._binds: list[Bind] = []
@@ -216,6 +218,7 @@ class Server:
         config = self.config
         worker = self._worker = Worker("http")
         worker.slot = 0
+        worker.leases = self.leases
         worker.config = config.frozen()
         if worker.config.user or worker.config.group:
             raise ConfigError("a process that serves by itself cannot become another user: laraman start and laraman.run can, with a master")

@@ -88,7 +88,7 @@ class Config:
         self.configure_logging()
         if self.env_file:
             logger.info("Loading environment from '%s'", self.env_file)
-        if not self.use_subprocess:  # else the master says it
+        if not self.use_subprocess and app != "":  # else the master says it
             for remark in remarks(self.frozen()):
                 logger.warning("%s", remark)
 
@@ -165,7 +165,7 @@ class Config:
 
         try:
             return app.find(self.frozen())
-        except BootError as exc:
+        except (BootError, ConfigError) as exc:
             _exit(exc)
 
     def load(self) -> None:

@@ -135,13 +135,13 @@ class WebSocketConnection(Connection):
         self.service.start(self, self.operation)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
         self._end({"type": "websocket.disconnect", "code": 1006 if self._websocket is None else 1005, "reason": ""})
         self.state = CLOSED
         self._deadline = inf
         self._early = b""
         if self._websocket is not None:
             logger.info("connection closed")
-        super().connection_lost(exc)
 
     def eof_received(self) -> None:
         """The client sends no more: the transport closes itself."""

@@ -35,7 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 #: The server's options that a gateway alone has as well.
 GATEWAY_SERVER_OPTIONS = (
-    *("env_file", "daemon", "name", "state_dir", "loop", "log_level", "log_config", "log_file", "use_colors"),
+    *("env_file", "daemon", "name", "state_dir", "user", "group", "loop", "log_level", "log_config", "log_file", "use_colors"),
     *("timeout_graceful_shutdown", "timeout_worker_healthcheck", "timeout_worker_boot"),
 )
 #: The server's options that `laraman check` has as well.

@@ -45,32 +45,50 @@ def _source(module: str, directory: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
+#: Types whose parameter says what there are several of.
+_SEVERAL = frozenset({"list", "tuple", "List", "Tuple", "Sequence", "Collection", "Iterable", "Iterator", "Generator"})
+
+
 class _Module:
-    """What the top level of a module says of its names."""
+    """What the top level of a module says of its names, of each at last."""
 
     def __init__(self, body: list[ast.stmt]) -> None:
         self._classes = {"laraman.Worker"}
         self._values: dict[str, ast.expr] = {}
-        self._annotations: dict[str, ast.expr | None] = {}
+        self._annotations: dict[str, ast.expr] = {}
         for statement in body:
             self._read(statement)
 
     def _read(self, statement: ast.stmt) -> None:
         match statement:
-            case ast.ImportFrom(module=str(module)) if module.partition(".")[0] == "laraman":
-                self._classes.update(alias.asname or alias.name for alias in statement.names if alias.name == "Worker")
+            case ast.ImportFrom(module=module, level=level):
+                ours = level == 0 and (module or "").partition(".")[0] == "laraman"
+                for alias in statement.names:
+                    self._bind(alias.asname or alias.name, is_class=ours and alias.name == "Worker")
             case ast.Import():
                 self._classes.update(f"{alias.asname}.Worker" for alias in statement.names if alias.name == "laraman" and alias.asname)
-            case ast.ClassDef(name=name) if any(ast.unparse(base) in self._classes for base in statement.bases):
-                self._classes.add(name)
-            case ast.FunctionDef(name=name):
-                self._annotations[name] = statement.returns
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                self._annotations[name] = statement.annotation
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                self._values[name] = value
+            case ast.ClassDef(name=name):
+                self._bind(name, is_class=any(ast.unparse(base) in self._classes for base in statement.bases))
+            case ast.AsyncFunctionDef(name=name):
+                self._bind(name)
+            case ast.FunctionDef(name=name, returns=annotation) | ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
+                self._bind(name, annotation=annotation)
+            case ast.Assign(targets=targets, value=value):
+                for target in targets:
+                    if isinstance(target, ast.Name):
+                        self._bind(target.id, value)
             case _:
                 pass
+
+    def _bind(self, name: str, value: ast.expr | None = None, annotation: ast.expr | None = None, *, is_class: bool = False) -> None:
+        """From here on the name is this, and not what it was."""
+        self._classes.discard(name)
+        if is_class:
+            self._classes.add(name)
+        for known, found in ((self._values, value), (self._annotations, annotation)):
+            known.pop(name, None)
+            if found is not None:
+                known[name] = found
 
     def names_workers(self, name: str) -> bool:
         if annotation := self._annotations.get(name):
@@ -83,7 +101,10 @@ class _Module:
                 annotation = ast.parse(annotation.value, mode="eval").body
             except SyntaxError:
                 return False
-        return any(ast.unparse(node) in self._classes for node in ast.walk(annotation) if isinstance(node, ast.Name | ast.Attribute))
+        if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).rpartition(".")[2] in _SEVERAL:
+            several = annotation.slice
+            return any(self._mentions(item) for item in (several.elts if isinstance(several, ast.Tuple) else (several,)))
+        return ast.unparse(annotation) in self._classes
 
     def _makes(self, value: ast.expr, through: tuple[str, ...] = ()) -> bool:
         """``through`` are the names by which it was found, so that none is gone round for ever."""

@@ -38,7 +38,7 @@ class Config:
     ``Config.load`` checks values; the constructor takes them as they are.
     """
 
-    app: str = option("", "The application: package.module:attribute.", flags=("APP",))
+    app: str = option("", "The application, or Workers: package.module:attribute.", flags=("APP",))
     factory: bool = option(False, "Call the application to get the application.")
     interface: Literal["auto", "asgi3", "asgi2", "wsgi", "workers"] = option(
         "auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
@@ -102,7 +103,17 @@ class Section:
 
     def checked(self, name: str, raw: Any, where: str = "") -> Any:
         """``raw`` as a value of the option ``name``, for those that a program gives. Raises ConfigError, which begins with ``where``."""
-        return _value(self.options[name], [raw] if kind(self.options[name]) is tuple and isinstance(raw, str) else raw, where + name)
+        wanted = self.options[name]
+        if isinstance(raw, os.PathLike):
+            raw = os.fspath(raw)
+        if kind(wanted) is tuple:
+            raw = [raw] if isinstance(raw, str) else raw
+            right = isinstance(raw, list | tuple) and all(isinstance(item, str) for item in raw)
+        else:
+            right = _TYPES[wanted] is not str or isinstance(raw, str)
+        if not right:
+            raise ConfigError(f"{where}{name}: {'what is there' if wanted.metadata['secret'] else repr(raw)} is not {_WORDS[kind(wanted)]}")
+        return _value(wanted, raw, where + name)
 
     def env_names(self, wanted: Field[Any]) -> tuple[str, ...]:
         """Its environment variables, the strongest first."""

@@ -41,6 +41,14 @@ def _drop_the_weaker(one: str, other: str, what: str, values: dict[str, Any], pl
     del values[weaker], places[weaker]
 
 
+def _without_application(config: Config) -> list[str]:
+    """A program of Workers has in their declarations what these options say of an application."""
+    default = type(config)()
+    given = [name for name in ("workers", "host", "port", "bind", "uds", "fd") if getattr(config, name) not in (0, getattr(default, name))]
+    ignored = "flag is ignored for a program of Workers, each of which says its own"
+    return [f'"{name}" {ignored} {"count" if name == "workers" else "address"}.' for name in given]
+
+
 def remarks(config: Config) -> list[str]:
     """What is to be said about a configuration that is no mistake, in uvicorn's words."""
     found = []
@@ -48,4 +56,6 @@ def remarks(config: Config) -> list[str]:
         found.append('"workers" flag is ignored when reloading is enabled.')
     if not config.reload and (config.reload_dirs or config.reload_includes or config.reload_excludes):
         found.append("Current configuration will not reload as not all conditions are met, please refer to documentation.")
+    if config.interface == "workers" or (config.app == "" and not config.gateway.embedded):
+        found += _without_application(config)
     return found

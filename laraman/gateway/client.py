@@ -46,8 +46,8 @@ class Client(Watched):
 
     # Reading
 
-    def _receive(self, data: bytes) -> None:
-        super()._receive(data)
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
         if self.protocol.asides:
             self.handler.on_asides(self)
 

@@ -192,7 +192,7 @@ def reopen() -> None:
         try:
             opened = handler._open()
         except OSError as exc:
-            _error.error("Cannot reopen the log file %s: %s", handler.baseFilename, exc.strerror)
+            _error.error("Cannot reopen the log file %s: %s; lines go to the old one until a reload", handler.baseFilename, exc.strerror)
             continue
         old = handler.setStream(opened)
         if old is not None:

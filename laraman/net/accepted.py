@@ -30,7 +30,8 @@ def websocket_factory(worker: Any, handler: Any) -> Callable[[], AcceptedWebSock
     config = worker.config
     size = worker.max_message or config.ws_max_size
     heads = HeadParser(max_line=config.limit_request_line, max_fields=config.limit_request_fields)
-    return lambda: AcceptedWebSocket(WebSocketServer(size, heads), handler, worker)
+    opening = Opening(handler)
+    return lambda: AcceptedWebSocket(WebSocketServer(size, heads), opening, worker)
 
 
 class AcceptedWebSocket(WebSocketConnection):
@@ -38,8 +39,8 @@ class AcceptedWebSocket(WebSocketConnection):
 
     __slots__ = ("_config", "_heard", "_timer", "upgrade")
 
-    def __init__(self, protocol: WebSocketServer, handler: Any, worker: Any) -> None:
-        super().__init__(protocol, _Opening(handler), worker, write_timeout=worker.config.timeout_write, write_buffer=worker.write_buffer)
+    def __init__(self, protocol: WebSocketServer, opening: Opening, worker: Any) -> None:
+        super().__init__(protocol, opening, worker, write_timeout=worker.config.timeout_write, write_buffer=worker.write_buffer)
         self.upgrade: Upgrade | None = None
         self._config = worker.config
         self._timer: asyncio.TimerHandle | None = None  # of the opening, then of the pings
@@ -156,10 +157,8 @@ class AcceptedWebSocket(WebSocketConnection):
         super().connection_lost(exc)
 
 
-class _Opening:
-    """The handler of a websocket until it is open."""
-
-    __slots__ = ("_handler",)
+class Opening:
+    """The handler of websockets until they are open and become ``handler``'s."""
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler

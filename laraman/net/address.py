@@ -33,7 +33,8 @@ class Address:
         if self.path:
             return f"{secured}+unix://{self.path}"
         scheme = "wss" if secured == "ws+tls" else secured
-        target = "" if self.target == "/" else self.target
+        path, query, _ = self.target.partition("?")  # of the query not more: feeds have their passwords there
+        target = ("" if path == "/" else path) + (query and "?...")
         return f"{scheme}://{self.authority}{target}"
 
     @property
@@ -72,6 +73,8 @@ def parse_address(text: str, scheme: str = "tcp") -> Address:
 
 
 def _host_and_port(text: str, scheme: str, rest: str, ws_port: int) -> Address:
+    if "@" in rest.partition("/")[0]:
+        raise ConfigError(f"address {'...' + text[text.rindex('@') :]!r}: there can be no user and password")
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname, parts.port
@@ -86,7 +89,7 @@ def _host_and_port(text: str, scheme: str, rest: str, ws_port: int) -> Address:
     elif parts.path not in ("", "/") or parts.query:
         host = None
     # urlsplit drops line ends and tabs silently, and takes anything for a host.
-    if not _is_word(scheme) or not _is_word(rest) or not host or port is None or parts.fragment or parts.username is not None:
+    if not _is_word(scheme) or not _is_word(rest) or not host or port is None or parts.fragment:
         raise ConfigError(f"address {text!r} is not of the form scheme://host:port")
     return Address(scheme, host, port, target=target)
 

@@ -105,6 +105,8 @@ class Bind:
         kind = socket.SOCK_DGRAM if self.datagrams else socket.SOCK_STREAM
         if descriptor is not None:
             made = _checked(socket.socket(fileno=descriptor), kind)
+            if self.reuse_port:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # a restart may switch it on
         elif address.path:
             made = _unix(address.path, self.mode, self.group)
         else:
@@ -230,15 +232,17 @@ def _unix(path: str, wanted: str, group: str) -> socket.socket:
             mode = stat.S_IMODE(os.lstat(path).st_mode)
         os.unlink(path)  # left behind by a process that is gone
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o777 & ~mode)  # so that at no time more is allowed
+    # It gets its mode as it is made. Afterwards there is only the path to change it by, which whoever may write the directory can lead elsewhere.
+    before = os.umask(0o777 & ~mode)
     try:
+        with suppress(OSError):  # Linux: where the directory has an ACL for new files, which counts instead of the umask, no more than this either
+            os.fchmod(made.fileno(), mode)
         _bound(made, lambda: made.bind(path))
     finally:
         os.umask(before)
     try:
         if group:
-            os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
-        os.chmod(path, mode)
+            os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid, follow_symlinks=False)
     except BaseException:
         made.close()
         os.unlink(path)

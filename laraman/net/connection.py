@@ -4,7 +4,7 @@ A handler is any object; each of these methods is optional, and plain or ``async
 
     on_connect(connection)              first
     on_message(connection, message)     once per message, one after another
-    on_error(connection, exception)     a handler raised, or its peer broke the protocol, and it is about to be closed: a plain one may still send
+    on_error(connection, exception)     a handler raised, or its peer broke the protocol, and it is about to be closed: it may still send
     on_close(connection)                last, when the handlers before it are over; ``connection.error`` says why it ended
     on_buffer_full(connection)          the peer has not read what was sent: from now on ``send`` waits and ``send_nowait`` is Busy ...
     on_drained(connection)              ... until it has. These two come whenever that happens, also while another one runs
@@ -30,12 +30,12 @@ import contextlib
 import itertools
 import logging
 import os
-from collections import deque
 from typing import Any
 
 from laraman.errors import ConnectionClosed, ConnectionLost, RemoteProtocolError
-from laraman.net.handling import Handling
+from laraman.net.handling import OWED, PAUSED, PENDING
 from laraman.net.pipe import Pipe
+from laraman.net.receiving import Receiving
 from laraman.net.sending import WRITE_TIMEOUT, wake
 from laraman.net.sockets import keep_alive as keep_alive
 from laraman.net.sockets import name_text as name_text
@@ -44,19 +44,13 @@ logger = logging.getLogger("uvicorn.error")
 
 OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
 
-#: Messages that wait for a handler before reading pauses; it goes on at half of it. One read's worth may come on top.
-MAX_PENDING = 64
-
-#: Why reading is paused: messages wait, the protocol has more to do, the peer does not read what the protocol owes it, a handler said ``pause()``.
-_PENDING, _MORE, _OWED, _PAUSED = 1, 2, 4, 8
-
 #: Hooks whose own faults are told to nobody.
 _FINAL = frozenset(("on_error", "on_close"))
 
 _numbers = itertools.count(1)
 
 
-class Connection(Handling):
+class Connection(Receiving):
     """One live connection.
 
     ``worker`` is the Worker that accepted it, or None; an accepted connection is in ``worker.connections`` from its first moment to its last.
@@ -68,22 +62,14 @@ class Connection(Handling):
     __slots__ = (
         "_closing_when_idle",
         "_data",
-        "_ended",
         "_fault",
         "_gone",
-        "_lost",
-        "_parsing",
-        "_pending",
-        "_reading_paused",
-        "_receiver",
-        "_steps",
+        "_verdict",
         "_write_buffer",
-        "bytes_in",
         "close_code",
         "direction",
         "id",
         "local",
-        "messages_in",
         "opened",
         "peer",
         "state",
@@ -101,20 +87,14 @@ class Connection(Handling):
         self.direction = direction
         self.state: Any = OPEN
         self.close_code = 0
-        self.bytes_in = self.messages_in = 0
         self.opened = 0.0
         self.peer: Any = None
         self.local: Any = None
         self._data: dict[Any, Any] | None = None
-        self._pending: deque[Any] | None = None
-        self._reading_paused = 0  # the reasons
-        self._steps = hasattr(protocol, "more")
-        self._parsing = False  # a further step of the protocol is scheduled
         self._closing_when_idle = False
-        self._ended = self._lost = False
         self._fault: BaseException | None = None  # that on_error is still to be told
-        self._receiver: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
+        self._verdict: tuple[ConnectionClosed, int] | None = None  # how it is closed when on_error, which has to be awaited, is over
         self._write_buffer = write_buffer
 
     def __repr__(self) -> str:
@@ -142,39 +122,6 @@ class Connection(Handling):
             keep_alive(transport.get_extra_info("socket"))
             self._handle("on_connect")
 
-    def data_received(self, data: bytes) -> None:
-        self.bytes_in += len(data)
-        self._receive(data)
-
-    def _receive(self, data: bytes) -> None:
-        if self.error is not None:
-            self._discard(data)
-            return
-        try:
-            messages = self.protocol.receive_data(data)
-            if self._owes:
-                self._answer_itself()
-        except RemoteProtocolError as exc:
-            self._refuse(exc)
-            return
-        except Exception as exc:
-            logger.exception("%s: its protocol raised", self)
-            self._fail(exc, ConnectionClosed("its protocol raised"), 1011)
-            return
-        for message in messages:
-            self._deliver(message)
-        if self._steps:
-            if self.protocol.more:
-                self._pause_reading(_MORE)
-                self._go_on()
-            elif self._reading_paused & _MORE:
-                self._resume_reading(_MORE)
-
-    def _answer_itself(self) -> None:
-        if self._write_owed() and self.writing_paused:  # it asks and does not read the answers
-            self._pause_reading(_OWED)
-            self._watch_writing()
-
     def pipe(self, target: Connection) -> None:
         """From now on send on ``target`` what is received here, as fast as its peer reads; neither end outlives the other.
 
@@ -186,17 +133,6 @@ class Connection(Handling):
             former.close()
             former = former.handler
         self.handler = Pipe(self, target, former)
-
-    def _go_on(self) -> None:
-        """The next step of a protocol that has more to do, in a turn of its own; not while anything waits before it."""
-        if self._reading_paused == _MORE and not self._pending and not self._parsing:
-            self._parsing = True
-            asyncio.get_running_loop().call_soon(self._receive_more)
-
-    def _receive_more(self) -> None:
-        self._parsing = False
-        if self._reading_paused == _MORE and not self._pending:
-            self._receive(b"")
 
     def eof_received(self) -> bool | None:
         """The peer sends no more. A client may still read, so what is being handled for it is finished first; a dialled peer has hung up."""
@@ -234,92 +170,9 @@ class Connection(Handling):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._reading_paused & _OWED:
-            self._resume_reading(_OWED)
+        if self._reading_paused & OWED:
+            self._resume_reading(OWED)
         self._handle("on_drained")
-
-    # Receiving -------------------------------------------------------------------------------------------------------------------
-
-    async def receive(self) -> Any:
-        """The next message: for who dialled without a handler, and for an ``async`` handler in the middle of a dialogue, a handshake in ``on_connect``
-        above all.
-
-        Raises ConnectionClosed or ConnectionLost when there will be none.
-        """
-        if (self.running is None and self.handler is not None) or self._receiver is not None:
-            raise RuntimeError("receive() is for the one async handler that is running, or one task if there is no handler")
-        while not self._pending:
-            if self.error is not None:
-                raise self._copied_error()
-            if self._ended:
-                raise ConnectionLost("the peer sends no more")
-            if self.operates_for is not None and self.operates_for.sandbox.serial:
-                await self.operates_for.sandbox.out_of_turn(self._wait_for_more)
-            else:
-                await self._wait_for_more()
-        return self._take()
-
-    async def _wait_for_more(self) -> None:
-        self._receiver = asyncio.get_running_loop().create_future()
-        try:
-            await self._receiver
-        finally:
-            self._receiver = None
-
-    def _deliver(self, message: Any) -> None:
-        if self.error is not None:
-            return  # a handler closed the connection: what stood behind it is not wanted
-        self.messages_in += 1
-        if self.worker is not None:
-            self.worker.requests += 1
-        if self.running is None and not self._reading_paused & _PAUSED and self.handler is not None:
-            self._handle_message(message)
-            return
-        if self._pending is None:
-            self._pending = deque()
-        self._pending.append(message)
-        wake(self._receiver)
-        if len(self._pending) >= MAX_PENDING:
-            self._pause_reading()
-
-    def _take(self) -> Any:
-        assert self._pending is not None
-        message = self._pending.popleft()
-        if self._reading_paused:
-            if len(self._pending) <= MAX_PENDING // 2:
-                self._resume_reading()
-            self._go_on()
-        return message
-
-    @property
-    def reading_paused(self) -> bool:
-        """Whether reading is paused because handlers have not kept up: the peer's silence is then ours."""
-        return self._reading_paused != 0
-
-    def pause(self) -> None:
-        """For a plain handler: from the next message on they wait, and reading pauses, until ``resume``. Idempotent."""
-        self._pause_reading(_PAUSED)
-
-    def resume(self) -> None:
-        """Handle what has waited since ``pause``, and read on. What is handled may say ``pause`` again. Idempotent."""
-        if self._reading_paused & _PAUSED:
-            self._resume_reading(_PAUSED)
-            self._handle_pending()
-            self._go_on()
-
-    def _pause_reading(self, reason: int = _PENDING) -> None:
-        if not self._reading_paused and not self.transport.is_closing():
-            self.transport.pause_reading()
-        self._reading_paused |= reason
-
-    def _resume_reading(self, reason: int = _PENDING) -> None:
-        """Take one reason away; reading goes on when there is none left."""
-        paused = self._reading_paused
-        self._reading_paused = paused & ~reason
-        if paused and not self._reading_paused and not self.transport.is_closing():
-            self.transport.resume_reading()
-        elif self._reading_paused:
-            self._go_on()
 
     # What handlers come to --------------------------------------------------------------------------------------------------------------
 
@@ -327,17 +180,16 @@ class Connection(Handling):
         self._pending = None
 
     def _go_on_handling(self) -> None:
+        if self._verdict is not None and self.running is None:
+            (error, code), self._verdict = self._verdict, None
+            if self.error is None:
+                self._close(error, code)
         if self._pending is not None:
             self._handle_pending()
-        if self.running is None:
-            if not self._reading_paused & _PAUSED:
+            if self.running is None and not self._reading_paused & PAUSED:
                 self._pending = None
+        if self.running is None and (self._reading_paused or self._closing_when_idle or self._lost or self._fault is not None):
             self._settle()
-
-    def _handle_pending(self) -> None:
-        """Handle what has waited; to its end when there will be no more."""
-        while self._pending and self.running is None and (self._lost or not self._reading_paused & _PAUSED):
-            self._handle_message(self._take())
 
     def _failed(self, hook: str, exc: BaseException) -> None:
         """A handler that raises ends its connection, never the process. That the peer went away meanwhile is no error of its."""
@@ -349,13 +201,15 @@ class Connection(Handling):
             self._fail(None if hook in _FINAL else exc, error, 1011)
 
     def _fail(self, fault: BaseException | None, error: ConnectionClosed, code: int) -> None:
-        """Tell the handler of a fault that it has not heard of, and close. What runs has to be over before it is told."""
+        """Tell the handler of a fault that it has not heard of, and close. While something runs it is told after that, and after the close."""
         self._pending = None
-        if fault is not None:
-            if self.running is None:
-                self._handle("on_error", fault)
-            else:
-                self._fault = fault
+        if fault is not None and self.running is not None:
+            self._fault = fault
+        elif fault is not None:
+            self._handle("on_error", fault)
+            if self.running is not None and self.error is None:
+                self._verdict = error, code
+                return
         if self.error is None:
             self._close(error, code)
 
@@ -367,7 +221,7 @@ class Connection(Handling):
             if self.running is not None:
                 return
         if not self._lost:
-            if self._reading_paused & _PENDING and not self._pending:
+            if self._reading_paused & PENDING and not self._pending:
                 self._resume_reading()
             if self._closing_when_idle:
                 self.close()
@@ -406,9 +260,6 @@ class Connection(Handling):
         """End the transport, when what was sent is on its way. For protocols that say good-bye, and wait for the answer to it."""
         self.transport.close()
 
-    def _discard(self, data: bytes) -> None:
-        """What comes after this side has ended the connection."""
-
     def _refuse(self, exc: RemoteProtocolError) -> None:
         logger.warning("%s: %s", self, exc)
         error = ConnectionClosed(f"closed because of what the peer sent: {exc}")
@@ -423,7 +274,7 @@ class Connection(Handling):
             self.state = CLOSING
             self._pending = None
         wake(self._receiver)
-        if self.transport is not None:
+        if self.transport is not None and not self._lost:  # that of TLS raises then, in Python 3.11.2
             self.transport.abort()
 
     async def wait_closed(self) -> None:

@@ -35,14 +35,15 @@ class Consuming(Resident):
         self.error: BaseException | None = None
         self._since = worker.loop.time()
         self._backoff = consumer.backoff or Backoff()
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None  # while it runs
 
     def cancel(self) -> None:
-        self._scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
 
     async def run(self) -> None:
         try:
-            with self._scope:
+            with anyio.CancelScope() as self._scope:
                 if self.lease is None:
                     await self._keep()
                 else:
@@ -50,7 +51,7 @@ class Consuming(Resident):
         finally:
             self.declared.ended(self)
 
-    async def _keep(self) -> None:
+    async def _keep(self) -> bool:
         try:
             while True:
                 self._to("UP")

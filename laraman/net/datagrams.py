@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 from typing import TYPE_CHECKING, Any
 
 from laraman.errors import Busy, ConnectionClosed, ConnectionLost, LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import CLOSED, Connection
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 logger = logging.getLogger("uvicorn.error")
@@ -26,21 +26,8 @@ AT_ONCE = 64
 IN_FLIGHT = 1024
 #: Bytes that are read of one: more than any can have.
 SIZE = 65536
-
-
-class Datagram:
-    """The protocol of ``udp://``: a datagram is a message, an empty one too."""
-
-    __slots__ = ()
-
-    def receive_data(self, data: bytes) -> list[bytes]:
-        return [data]
-
-    def receive_eof(self) -> None:
-        """It was whole."""
-
-    def send(self, message: bytes) -> bytes:
-        return message
+#: Bytes of the kernel's buffer that one takes at least.
+LEAST = 256
 
 
 class DatagramConnection(Connection):
@@ -56,6 +43,7 @@ class DatagramConnection(Connection):
         self.opened = server.loop.time()
         self.peer = peer
         self.local = server.local
+        self._closing_when_idle = True  # nothing follows
 
     def take(self, data: bytes) -> None:
         """Handle one datagram. A protocol that is not the built-in one may find any number of messages in it, and each must be whole."""
@@ -162,9 +150,11 @@ class DatagramServer:
             self._end()
 
     def drain(self) -> None:
-        """Take everything that the kernel has, because nobody else will."""
-        while self._socket is not None and self._take():
-            pass
+        """Take everything that the kernel has, because nobody else will; not what comes meanwhile, which may have no end."""
+        if self._socket is not None:
+            for _ in range(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // LEAST):
+                if not self._take():
+                    break
 
     def _end(self) -> None:
         if self._socket is not None:

@@ -61,6 +61,10 @@ async def dial(
         if limit.expired():
             raise TimeoutError(f"no connection to {address}{'' if proxy is None else f' through {proxy}'} within {timeout:g} s") from None
         raise
+    except ConnectionError as exc:
+        if str(exc):
+            raise
+        raise type(exc)(f"{address} hung up during the handshake of TLS") from None
 
 
 async def _introduced(

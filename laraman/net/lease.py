@@ -34,7 +34,7 @@ logger = logging.getLogger("uvicorn.error")
 
 #: Seconds in which a lease is given back.
 GIVE_BACK_SECONDS = 1.0
-#: Seconds between two attempts to note something while the store does not answer; the lease ends before long.
+#: Seconds between two attempts to note something while the store does not answer, or the file cannot be written.
 RETRY = 0.3
 
 
@@ -50,8 +50,8 @@ class Lease:
         self.name = name
         self.title = title
 
-    async def while_held(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run ``work()`` while it is ours: wait for it, begin anew when it was lost, until ``work()`` returns or this is cancelled."""
+    async def while_held(self, work: Callable[[], Awaitable[bool]]) -> None:
+        """Run ``work()`` while it is ours: wait for it, begin anew when it was lost, until ``work()`` returns True or this is cancelled."""
         try:
             finished = False
             while not finished:
@@ -59,9 +59,10 @@ class Lease:
                     await anyio.sleep(self.poll)
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._end_when_lost, group.cancel_scope)
-                    await work()
-                    finished = True
+                    finished = await work()
                     group.cancel_scope.cancel()
+                if not finished:
+                    await anyio.sleep(self.poll)
         finally:
             with anyio.move_on_after(GIVE_BACK_SECONDS, shield=True):
                 await self.give_back()
@@ -99,36 +100,99 @@ class FileLease(Lease):
 
     The lock belongs to the open file, so it ends with the process however that ends; a file that is left behind after that, or after a crash of
     the machine, only remembers. What is noted survives the end of every process; a failure of power may take what was noted just before.
+
+    A file that somebody removes or replaces (what cleans up temporary directories does) is made anew by its holder. While it cannot be written,
+    because the disk is full or the directory is gone, nobody begins anything; that is said once, and tried again.
     """
 
+    #: Seconds between two looks whether the file is still there.
+    look: ClassVar[float] = 1.0
     _open: ClassVar[WeakSet[FileLease]] = WeakSet()
 
     def __init__(self, name: str, title: str, directory: int) -> None:
         super().__init__(name, title)
         self._directory = directory
         self._file = -1
+        self._broken = False
 
     async def take(self) -> bool:
-        file = os.open(plain_name(self.name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
+        try:
+            taken = self._take()
+        except OSError as exc:
+            self._tell(exc)
+            return False
+        self._broken = False
+        return taken
+
+    def _take(self) -> bool:
+        """Whether it is ours, in a file that is there. Raises OSError."""
+        if self._file >= 0 and os.fstat(self._file).st_nlink > 0:
+            return True
+        name = plain_name(self.name)
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.fstat(file).st_nlink > 0  # else it was removed before it was locked
+            if taken:
+                with suppress(PermissionError):  # somebody else's, who has left it open to us
+                    os.fchmod(file, 0o666)  # only the server's processes reach the directory, and they may have different users
         except BlockingIOError:
+            taken = False
+        except BaseException:
+            os.close(file)
+            raise
+        if not taken:
             os.close(file)
             return False
-        with suppress(PermissionError):  # somebody else's, who has left it open to us
-            os.fchmod(file, 0o666)  # only the server's processes reach the directory, and they may have different users
+        self._close()
         self._file = file
         self._open.add(self)
         return True
 
-    async def noted(self) -> str:
+    def _keep(self) -> bool:
+        """Have it still, in another file if that is gone, which nobody has used yet. Raises OSError."""
+        return os.fstat(self._file).st_nlink > 0 or (self._take() and not self._read())
+
+    def _read(self) -> str:
         return os.pread(self._file, 200, 0).decode(errors="replace").strip()
 
+    def _tell(self, error: OSError) -> None:
+        """Once, until it works again."""
+        if not self._broken:
+            self._broken = True
+            logger.warning("%s waits for the file of its lease: %s", self.title, error.strerror)
+
+    async def lost(self) -> str:
+        while True:
+            await anyio.sleep(self.look)
+            try:
+                if os.fstat(self._file).st_nlink == 0:
+                    text = self._read()
+                    if not self._keep():
+                        return "somebody else has its lease"
+                    os.pwrite(self._file, text.encode(), 0)
+            except OSError as exc:  # nobody else can have it either
+                self._tell(exc)
+
+    async def noted(self) -> str:
+        return self._read()
+
     async def note(self, text: str) -> bool:
-        os.pwrite(self._file, text.ljust(99).encode() + b"\n", 0)
-        return True
+        while True:
+            try:
+                if not self._keep():
+                    return False
+                os.pwrite(self._file, text.ljust(99).encode() + b"\n", 0)
+            except OSError as exc:
+                self._tell(exc)
+                await anyio.sleep(RETRY)
+            else:
+                self._broken = False
+                return True
 
     async def give_back(self) -> None:
+        if self._file >= 0:
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # a copy of the descriptor, in what was just forked, would hold it
         self._close()
 
     def _close(self) -> None:

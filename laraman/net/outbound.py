@@ -40,22 +40,33 @@ def system_trust() -> tls.SSLContext:
     return tls.create_default_context()
 
 
-class Dialled(Connection):
-    """A connection that was dialled. A request may wait for what it brings, so that waits for no other operation."""
+class _Outbound:
+    """A request may wait for what such a connection brings, so that waits for no other operation."""
 
     __slots__ = ()
 
     message_kind = LINK_MESSAGE
     hook_kind = LINK
 
+    dialled_by: Any
 
-class DialledWebSocket(WebSocketConnection):
+    def row(self) -> dict[str, Any]:
+        row: dict[str, Any] = super().row()  # type: ignore[misc]
+        if self.dialled_by is not None:
+            row.update(worker=self.dialled_by.name, slot=self.dialled_by.slot)
+        return row
+
+
+class Dialled(_Outbound, Connection):
+    """A connection that was dialled; ``dialled_by`` is the worker that shows it, or None."""
+
+    __slots__ = ("dialled_by",)
+
+
+class DialledWebSocket(_Outbound, WebSocketConnection):
     """The same for a websocket. ``subprotocol`` is the one that the server has chosen, or ""."""
 
-    __slots__ = ("subprotocol",)
-
-    message_kind = LINK_MESSAGE
-    hook_kind = LINK
+    __slots__ = ("dialled_by", "subprotocol")
 
     subprotocol: str
 
@@ -85,6 +96,8 @@ class Route:
             raise ConfigError(f"{url}: ssl is for addresses with +tls, and for wss")
         if self._proxy is not None and (address.path or address.scheme == "udp"):
             raise ConfigError(f"{url}: there is no way through a proxy to a unix socket or with udp")
+        if self._proxy is not None and len(_ascii(url, address.host)) > 255:
+            raise ConfigError("a host name has 255 bytes at most")
         if self._proxy is not None:
             self.address = replace(address, host=_ascii(url, address.host))
         if self.websocket:
@@ -168,6 +181,7 @@ async def connect(
 
     def make(codec: Any) -> Connection:
         connection = kind(codec, handler, None, "out")
+        connection.dialled_by = worker
         if handler is not None:
             connection.operates_for = worker
         return connection

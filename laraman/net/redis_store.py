@@ -69,10 +69,15 @@ class RedisStore(Store):
         return await self._ask("EVAL", script, 2, *self._keys(lease), lease.token, *arguments)
 
     async def _ask(self, *command: Any) -> Any:
+        try:
+            return await self._dialled().execute_command(*command)
+        except (RedisError, OSError, ValueError) as exc:  # ValueError: an option of the URL that cannot be
+            raise LinkDown(str(exc) or type(exc).__name__) from exc
+
+    def _dialled(self) -> Any:
         if self._client is None:
             options: dict[str, Any] = {"socket_timeout": ANSWER_SECONDS, "socket_connect_timeout": ANSWER_SECONDS, "decode_responses": True}
+            if self.url.startswith("rediss:"):
+                options["ssl_check_hostname"] = True  # which redis-py before 6 does not
             self._client = Redis.from_url(self.url, retry=Retry(NoBackoff(), 1), **options)
-        try:
-            return await self._client.execute_command(*command)
-        except (RedisError, OSError) as exc:
-            raise LinkDown(str(exc) or type(exc).__name__) from exc
+        return self._client

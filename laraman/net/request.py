@@ -93,14 +93,14 @@ class _Answering:
 
     async def _answer(self, connection: RequestConnection, answer: Any) -> None:
         answer = await answer if inspect.isawaitable(answer) else answer
-        await connection.drained()
+        await connection.writable()
         connection.answer(answer)
 
 
 class RequestConnection(Connection):
     """One client. ``credentials`` are those of its process, None where the system does not tell: on TCP."""
 
-    __slots__ = ("_answered", "_awaited", "_terms", "_timer", "credentials")
+    __slots__ = ("_answered", "_awaited", "_leaving", "_terms", "_timer", "credentials")
 
     protocol: Request
 
@@ -110,6 +110,7 @@ class RequestConnection(Connection):
         self._terms = terms
         self._answered = 0
         self._awaited = _NOTHING
+        self._leaving = False  # after the reply to what is awaited
         self._timer: asyncio.TimerHandle | None = None
 
     # Who it is -------------------------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ class RequestConnection(Connection):
     def shutdown(self) -> None:
         """What it has begun to send it may send, and it is answered: the time that it has for that is short."""
         if self._awaited in (_LENGTH, _BODY) and self._terms.seconds(self._awaited):
-            self._closing_when_idle = True
+            self._leaving = True
         else:
             super().shutdown()
 
@@ -200,17 +201,25 @@ class RequestConnection(Connection):
     def _failed(self, hook: str, exc: BaseException) -> None:
         if hook in ("on_connect", "on_message"):
             self._answered = self.messages_in
-            self._tell(_failure(str(exc) if isinstance(exc, LocalProtocolError) else f"the handler raised {type(exc).__name__}"))
+            self._tell(_failure(str(exc) if isinstance(exc, _UnsendableError) else f"the handler raised {type(exc).__name__}"))
         super()._failed(hook, exc)
+
+    def _drop_pending(self) -> None:
+        """Its handler was cancelled, so nobody will answer."""
+        super()._drop_pending()
+        self.close(1011)
 
     # Replies ---------------------------------------------------------------------------------------------------------------------
 
     def answer(self, answer: Any) -> None:
         """Reply to the request that has been handled, with what its handler returned. A client that is gone is no error: the work is done."""
         if self.error is None:
-            self.send_nowait(OK if answer is None else answer)
+            try:
+                self.send_nowait(OK if answer is None else answer)
+            except LocalProtocolError as exc:
+                raise _UnsendableError(str(exc)) from None
             self._answered += 1
-            if not self._terms.timeout_keep_alive or (self._closing_when_idle and self.messages_in == self._answered):
+            if not self._terms.timeout_keep_alive or (self._leaving and self.messages_in == self._answered):
                 self.close()
             self._awaited = _NOTHING  # its time begins anew
             self._watch()
@@ -220,6 +229,10 @@ class RequestConnection(Connection):
         if self.error is None and self.messages_in == self._answered:
             with contextlib.suppress(LaramanError):  # it reads nothing
                 self.send_nowait(reply)
+
+
+class _UnsendableError(LocalProtocolError):
+    """What a handler has returned is no reply. That may be told; what it raises by itself is its own."""
 
 
 def _failure(message: str) -> dict[str, str]:

@@ -33,27 +33,28 @@ class Ticking(Resident):
         self._schedule = timer.schedule()
         #: The moment that was begun last.
         self._begun = self._schedule.now()
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None  # while it runs
         self._ticking = self._ending = False
 
     def wind_up(self) -> None:
         self._ending = True
-        if not self._ticking:
+        if self._scope is not None and not self._ticking:
             self._scope.cancel()
 
     cancel = wind_up
 
     async def run(self) -> None:
         try:
-            with self._scope:
+            with anyio.CancelScope() as self._scope:
                 if self.lease is None:
                     await self._tick_on()
-                else:
+                elif not self._ending:
                     await self.lease.while_held(self._tick_on)
         finally:
             self.declared.ended(self)
 
-    async def _tick_on(self) -> None:
+    async def _tick_on(self) -> bool:
+        """Until there is nothing more to do; False when the lease turns out to be somebody else's."""
         await self._remember()
         while not self._ending:
             moment, missed = await self._due()
@@ -61,13 +62,14 @@ class Ticking(Resident):
             try:
                 if not await self._note(moment):
                     logger.warning("Timer %s: somebody else has begun what was due here", self.declared.name)
-                    return
+                    return False
                 self.missed += missed
                 await self._tick()
             finally:
                 self._ticking = False
             if self.declared.once:
-                return
+                break
+        return True
 
     async def _remember(self) -> None:
         """Go on where the last holder of the lease was; a first one begins now, and says so."""

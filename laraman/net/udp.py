@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from laraman.errors import LocalProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +97,8 @@ class DatagramSocket(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             self.dropped += 1
         except OSError as exc:
+            if exc.errno == errno.EMSGSIZE:
+                raise LocalProtocolError(f"{len(data)} bytes are more than a datagram can have") from None
             self._end(exc)
 
     def get_write_buffer_size(self) -> int:

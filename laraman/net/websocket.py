@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from laraman.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError
 from laraman.net.connection import CLOSING, Connection
 from laraman.protocols.websocket import Close
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Seconds that the peer gets to answer a close.
 CLOSE_WAIT = 2.0
@@ -38,19 +41,20 @@ class WebSocketConnection(Connection):
             self.close_reason = reason
         super().close(code)
 
-    def _deliver(self, message: Any) -> None:
+    def _deliver(self, messages: Sequence[Any]) -> None:
         if self.protocol.close_sent:
-            self._deliver_last(message)
+            for message in messages:
+                self._deliver_last(message)
         else:
-            Connection._deliver(self, message)
+            self._handle_messages(messages)
 
     def _deliver_last(self, message: Any) -> None:
         """One of those that came together with the peer's close: the answer to that is on its way, so nothing can be sent any more. They are
         handled when the transport is gone, as what waits is."""
         if message.__class__ is Close:
+            self.messages_in -= 1
             self._closed_by_peer(message)
         elif self.error is None:
-            self.messages_in += 1
             if self._pending is None:
                 self._pending = deque()
             self._pending.append(message)

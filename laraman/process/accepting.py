@@ -9,10 +9,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from laraman.config.options import did_you_mean
-from laraman.errors import ConfigError
+from laraman.errors import BootError, ConfigError
 from laraman.net.accepted import websocket_factory
 from laraman.net.connection import Connection
-from laraman.net.datagrams import Datagram, DatagramServer
+from laraman.net.datagrams import DatagramServer
 from laraman.net.door import Door, Places
 from laraman.net.request import request_factory
 from laraman.net.tls import Tls
@@ -42,7 +42,7 @@ class Accepting:
         self._looking: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Raises ConfigError for a protocol or a certificate that cannot be had."""
+        """Raises ConfigError for a protocol or a certificate that cannot be had, and where nobody would handle what comes."""
         if not hasattr(self._handler, "connection"):
             self._secure()
         if self._worker.max_connections is not None:
@@ -83,7 +83,7 @@ class Accepting:
         """What makes a connection's codec: the declaration's, or the one that the address names."""
         worker = self._worker
         if worker.protocol is None:
-            return Datagram if bind.datagrams else self._named(bind)
+            return self._named(bind)
         protocol: Callable[[], Any] = resolve(worker.protocol, "protocol") if isinstance(worker.protocol, str) else worker.protocol
         if not callable(protocol) or not all(hasattr(protocol(), method) for method in ("receive_data", "send")):
             raise ConfigError(f"worker {worker.name!r}: its protocol {worker.protocol!r} makes nothing with receive_data and send")
@@ -116,7 +116,10 @@ class Accepting:
         server: DatagramServer | Door | None
         server = DatagramServer(self._worker, self._handler, self._protocol(bind)) if bind.datagrams else self._door(bind)
         factory = None if server is not None else self._factory(bind)
-        assert bind.socket is not None
+        if self._handler is None:
+            raise ConfigError(f"worker {self._worker.name!r}: {bind.address} needs a handler")
+        if bind.socket is None:
+            raise BootError(f"nothing listens on {bind.address}: a restart that wanted it was refused")
         # A copy, because the server closes it and the backlog is served after that.
         sock = bind.socket.dup()
         sock.setblocking(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import sys
@@ -15,9 +16,14 @@ from laraman.process import handover
 if TYPE_CHECKING:
     from pathlib import Path
 
+logger = logging.getLogger("uvicorn.error")
+
 #: The longest text that a start can end with, in characters, and what it takes in bytes as JSON at most.
 _MAX_TEXT = 4000
 _MAX_MESSAGE = 64 * 1024
+
+#: A worker that is somebody else has this, and is not to read what others have written.
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 _output: str = ""
 
@@ -63,7 +69,7 @@ def daemonize(timeout: float) -> Notify | None:
     if os.fork():  # the session's leader goes, so that no terminal can become ours by being opened
         os._exit(0)
     os.umask(0o077)
-    _redirect(os.devnull, 0)
+    _redirect(os.devnull, os.O_RDONLY, 0)
     return Notify(writer)
 
 
@@ -90,7 +96,7 @@ def output_to(path: Path | str) -> None:
     """Send standard output and error to this file (created 0600, appended to), now and at every `reopen_output`."""
     global _output
     _output = os.fspath(path)
-    reopen_output()
+    _redirect(_output, _APPEND, 1, 2)
 
 
 def output() -> str:
@@ -99,15 +105,21 @@ def output() -> str:
 
 
 def reopen_output() -> None:
-    """Open the output file again, after a log rotation moved it away. Workers inherit it, so they do it too. Nothing without a file."""
+    """Open the output file again, after a log rotation moved it away. Workers inherit it, so they do it too. Nothing without a file.
+
+    Who cannot, like a worker that is another user, goes on in the old one: its successor inherits the new one from the master.
+    """
     if _output:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        _redirect(_output, 1, 2)
+        try:
+            _redirect(_output, _APPEND, 1, 2)
+        except OSError as exc:
+            logger.error("Cannot reopen the output file %s: %s; it goes to the old one until a reload", _output, exc.strerror)
 
 
-def _redirect(path: str, *descriptors: int) -> None:
-    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+def _redirect(path: str, flags: int, *descriptors: int) -> None:
+    opened = os.open(path, flags, 0o600)
+    sys.stdout.flush()
+    sys.stderr.flush()
     for descriptor in descriptors:
         os.dup2(opened, descriptor)
     if opened > 2:

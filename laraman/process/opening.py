@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laraman.errors import ConfigError, LaramanError
-from laraman.net.bind import Bind
+from laraman.net.bind import Bind, key_of
 from laraman.process import daemon, restart
 from laraman.process.control import Control, listen
 from laraman.process.loopless import Loopless
@@ -28,6 +28,7 @@ def open_binds(master: Master) -> None:
     """Listen where the workers are to, on what a former image of the master has left where that is the same. Raises BootError, and ConfigError for
     an address that is there twice."""
     _check_places(master)
+    _follow_places(master)
     new = [bind for bind in master.binds if bind.key not in master.inherited and bind.fd is None]
     try:
         for worker in master.workers.values():
@@ -100,6 +101,16 @@ def _check_places(master: Master) -> None:
                 whom = f"worker {name!r}" if taken[place] == name else f"worker {name!r} and worker {taken[place]!r}"
                 raise ConfigError(f"{whom}: {bind.where} is there twice")
             taken[place] = name
+
+
+def _follow_places(master: Master) -> None:
+    """A restart may change which protocol is spoken at an address: what was left there is known by the new name from now on."""
+    keys = {bind.place: bind.key for bind in master.binds}
+    for name in [*master.inherited]:
+        key = key_of(name)
+        place = Bind(key).place
+        if place is not None and (wanted := keys.get(place)) and (renamed := name.removesuffix(key) + wanted) not in master.inherited:
+            master.inherited[renamed] = master.inherited.pop(name)
 
 
 def close_inherited(master: Master) -> None:

@@ -38,7 +38,10 @@ class Identity:
     @property
     def assumed(self) -> bool:
         """Whether this process is that already, with no group more."""
-        ids = {os.getuid(), os.geteuid()}, {os.getgid(), os.getegid()}
+        if sys.platform == "linux":
+            ids = {*os.getresuid()}, {*os.getresgid()}
+        else:
+            ids = {os.getuid(), os.geteuid()}, {os.getgid(), os.getegid()}
         return ids == ({self.uid}, {self.gid}) and {*os.getgroups()} <= {*self.groups}
 
 

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import stat
 import tempfile
 import time
@@ -31,6 +30,8 @@ LEASES = "laraman.leases"
 
 #: The longest path of a control socket, in bytes: sun_path has 108 on Linux and 104 elsewhere, less the terminator and some air.
 MAX_SOCKET_PATH = 100
+#: The longest name that a path gives: room for it is in every directory that instances share, unless that is far down itself.
+MAX_PATH_NAME = 30
 #: Seconds to wait for the lock: a client that looks whether we live holds it for a moment.
 LOCK_WAIT = 0.5
 
@@ -67,7 +68,10 @@ class StateDirectory:
 
     def close(self) -> None:
         """Remove what says that we live, then unlock. The log stays; what was noted in leases is forgotten."""
-        shutil.rmtree(self.path / LEASES, ignore_errors=True)
+        leases = self.path / LEASES
+        for path in (*(leases.iterdir() if leases.is_dir() else ()), leases):
+            with suppress(OSError):  # it is open to all of the server's processes: what else they have put there stays
+                path.rmdir() if path == leases else path.unlink()
         for name in (CONTROL_SOCKET, PID_FILE):
             (self.path / name).unlink(missing_ok=True)
         os.close(self.lock)
@@ -85,12 +89,18 @@ class Instance:
 
 
 def instance_name(name: str, port: int, uds: str = "", fd: int | None = None) -> str:
-    """The directory's name: ``--name``, else the port, else a slug of the unix socket's path."""
+    """The directory's name: ``--name``, else the port, else a slug of the unix socket's path; of a long one the end, and a hash of it all."""
     if name:
         return name
     if fd is not None:
         return f"fd{fd}"
-    return (re.sub(r"[^A-Za-z0-9._]+", "-", uds).strip("-.") or "uds") if uds else str(port)
+    if not uds:
+        return str(port)
+    slug = re.sub(r"[^A-Za-z0-9._]+", "-", uds).strip("-.") or "uds"
+    if len(slug) <= MAX_PATH_NAME:
+        return slug
+    mark = hashlib.sha256(os.fsencode(uds)).hexdigest()[:8]
+    return f"{slug[len(mark) + 1 - MAX_PATH_NAME :].lstrip('-.')}-{mark}"
 
 
 def _roots(state_dir: str) -> list[Path]:

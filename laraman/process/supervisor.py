@@ -268,9 +268,9 @@ def _worker_plan(name: str, wanted: Desired, group: list[Process], can_spawn: bo
     room = wanted.count + wanted.surge + beyond - sum(_counts(process) for process in group if process not in held)
     for slot, members in slots.items():
         recycled = slot in turns
-        keep = _kept(wanted, members, recycled) if slot < wanted.count else []
-        stays = [*keep, *held] if slot < wanted.count else []
         undecided = [process for process in members if process not in busy]
+        keep = _kept(wanted, undecided, recycled) if slot < wanted.count else []
+        stays = [*keep, *held] if slot < wanted.count else []
         if can_spawn and undecided == members and slot < wanted.count and _wants_spawn(wanted, slot, members, keep, recycled, room, now):
             plan.append(Spawn(name, slot, wanted.generation))
             room -= 0 if recycled else 1

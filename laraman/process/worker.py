@@ -53,7 +53,8 @@ class Worker:
     bytes, ``write_buffer`` how many bytes may wait for a slow peer before sending waits. ``options`` are the server's (see ``laraman config``) as
     they are to be in this worker's processes only: ``user="www-data"``, ``ssl_certfile=...``. Raises ConfigError.
 
-    What ``on_message`` returns is the reply on ``request://``, where the handler may also be a function, which is its ``on_message``.
+    What ``on_message`` returns is the reply on ``request://``, where the handler may also be a function, which is its ``on_message``. On ``http://``
+    the handler is an ASGI application, and what serves it does all of the following.
 
     The handler's methods, each optional and plain or ``async``:
 
@@ -62,7 +63,8 @@ class Worker:
         on_reload(worker)             a reload was ordered, which may replace this process, or leave it alone
         connection(worker, bind)      the asyncio.Protocol for a connection that ``bind`` accepted; without it, a Connection of the address's protocol
         door(worker, bind, factory)   the ``laraman.net.door.Door`` by which ``bind``'s connections come in, or None where nothing comes before them
-        on_connect(connection)  on_message(connection, message)  on_close(connection)     for such Connections
+        on_connect(connection)  on_message(connection, message)  on_close(connection)     for such Connections; of datagrams only the second
+        on_upgrade(connection, upgrade)    who is let in on ``websocket://``: see ``laraman.net.accepted``
         on_drain(worker, deadline)    accepting has stopped: finish inbound work before the loop's time ``deadline`` (None: no limit)
         on_stop(worker)               last, when the tasks and links are over; not called when ``on_start`` did not succeed
     """
@@ -86,27 +88,27 @@ class Worker:
         allow_users: Sequence[str | int] = (),
         **options: Any,
     ) -> None:
-        if not name or not name.isprintable() or any(map(str.isspace, name)):
+        if not isinstance(name, str) or not name or not name.isprintable() or any(map(str.isspace, name)):
             raise ConfigError(f"a worker cannot be called {name!r}")
         check_names(options, SERVER, f"worker {name!r}")
 
         def checked(word: str, value: Any, section: Section = WORKER) -> Any:
             return value if value in (None, "") else section.checked(word, value, f"worker {name!r}: ")
 
-        addresses = () if address is None else (address,) if isinstance(address, str) else tuple(address)
+        addresses = () if address is None else WORKER.checked("address", address, f"worker {name!r}: ")
         self.name = name
         self.count: int = checked("count", count)
         self.handler = handler
         self.protocol = protocol
         self.stop_timeout: float | None = checked("stop_timeout", stop_timeout)
-        self.exclusive = exclusive
-        self.reuse_port = reuse_port
+        self.exclusive: bool = checked("exclusive", exclusive)
+        self.reuse_port: bool = checked("reuse_port", reuse_port)
         self.mode: str = checked("mode", mode)
         self.max_connections: int | None = checked("max_connections", max_connections)
         self.max_message: int | None = checked("max_message", max_message)
         self.write_buffer: int | None = checked("write_buffer", write_buffer)
         self.socket_group: str = checked("socket_group", socket_group)
-        self.allow_users = (allow_users,) if isinstance(allow_users, str) else tuple(allow_users)
+        self.allow_users = (allow_users,) if isinstance(allow_users, str | int) else tuple(allow_users)
         self.options = {word: checked(word, value, SERVER) for word, value in options.items()}
         self.binds = [Bind(text) for text in addresses]
         for bind in self.binds:

@@ -20,7 +20,7 @@ from typing import Protocol as TypingProtocol
 
 from laraman.config.options import did_you_mean
 from laraman.errors import ConfigError
-from laraman.protocols.framing import Frame, Raw, Text
+from laraman.protocols.framing import Datagram, Frame, Raw, Text
 from laraman.protocols.request import Request
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class Protocol(TypingProtocol):
 
 
 #: The protocols an address can name, by URL scheme.
-PROTOCOLS: dict[str, Callable[..., Protocol]] = {"tcp": Raw, "udp": Raw, "text": Text, "frame": Frame, "request": Request}
+PROTOCOLS: dict[str, Callable[..., Protocol]] = {"tcp": Raw, "udp": Datagram, "text": Text, "frame": Frame, "request": Request}
 
 
 def protocol_named(scheme: str, max_message: int | None = None) -> Callable[[], Protocol]:
-    """The factory of the protocol that an address's scheme names, with messages of ``max_message`` bytes at most. Raises ConfigError for no such one."""
+    """The factory of the protocol that an address's scheme names, with messages of ``max_message`` bytes at most. Raises ConfigError."""
     try:
         factory = PROTOCOLS[scheme]
-        return factory if max_message is None or factory is Raw else partial(factory, max_message)
+        return factory if max_message is None or factory in (Raw, Datagram) else partial(factory, max_message)
     except KeyError:
         known = sorted(PROTOCOLS)
         raise ConfigError(f"no protocol is called {scheme!r}{did_you_mean(scheme, known) or '; known are ' + ', '.join(known)}") from None

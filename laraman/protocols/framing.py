@@ -1,4 +1,4 @@
-"""The three byte framings of custom workers and links, and the length-prefix codec that they and ipc share."""
+"""The byte framings of custom workers and links, and the length-prefix codec that they and ipc share."""
 
 from __future__ import annotations
 
@@ -23,6 +23,21 @@ class Raw:
         return message
 
 
+class Datagram:
+    """The protocol of ``udp://``: a datagram is a message, an empty one too."""
+
+    __slots__ = ()
+
+    def receive_data(self, data: bytes) -> list[bytes]:
+        return [data]
+
+    def receive_eof(self) -> None:
+        """It was whole."""
+
+    def send(self, message: bytes) -> bytes:
+        return message
+
+
 class Text:
     """``text://``: lines of UTF-8 ended by LF; a CR before it is dropped (Workerman's Text protocol). ``max_size`` bounds a line, in bytes."""
 
@@ -37,8 +52,11 @@ class Text:
         buffer = self._buffer
         if not buffer:
             line, feed, rest = data.partition(b"\n")
-            if feed and not rest:  # mostly a read is one line
-                return [self._decode(line)]
+            if feed and not rest and line[-1:] != b"\r" and len(line) <= self._max_size:  # mostly a read is one line
+                try:
+                    return [line.decode()]
+                except UnicodeDecodeError:  # which is told below
+                    pass
         buffer += data
         # Search only what is new, or a long line fed in small pieces costs quadratic time.
         end = buffer.rfind(b"\n", self._searched)

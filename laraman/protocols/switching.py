@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_HEAD = 32768
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: The value of a header field, which h11 would show when it is none.
+_VALUE = re.compile(r"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?")
 #: What a websocket handshake says itself.
 _OWN = frozenset(("upgrade", "connection", "sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions", "sec-websocket-protocol"))
 _OFFER = "permessage-deflate; client_max_window_bits"
@@ -34,10 +36,14 @@ class Switch:
     """One such request, in ``request``, and what is answered to it."""
 
     def __init__(self, method: str, target: str, headers: Iterable[tuple[str, str]]) -> None:
-        """Raises ConfigError for what may not stand in a request."""
+        """Raises ConfigError for what may not stand in a request, without the values of ``headers``: there may be a password in one."""
+        headers = list(headers)
+        for name, value in headers:
+            if not (value.isascii() and _VALUE.fullmatch(value)):
+                raise ConfigError(f"the value of the header field {name!r} is none that HTTP allows")
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         try:
-            request = h11.Request(method=method, target=target, headers=list(headers))
+            request = h11.Request(method=method, target=target, headers=headers)
             self.request = bytes((self._http.send(request) or b"") + (self._http.send(h11.EndOfMessage()) or b""))
         except (h11.LocalProtocolError, UnicodeEncodeError) as exc:
             raise ConfigError(f"a header field or a target that HTTP does not allow: {exc}") from None

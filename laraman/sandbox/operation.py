@@ -76,13 +76,7 @@ class Operation:
     @property
     def trace(self) -> Trace:
         """What may be kept of it when it is over."""
-        subject = self.subject
-        if self.kind is REQUEST:
-            return (subject.get("method", "websocket"), subject["path"], subject.get("route") or subject.get("endpoint"))
-        kind = self.kind
-        if kind.subject == "message":  # it may be a text, which is not to be kept or shown
-            return (kind.name, type(subject).__name__, None)
-        return (kind.name, subject if isinstance(subject, str) else type(subject).__name__, None)
+        return trace_of(self)
 
     @property
     def name(self) -> str:
@@ -93,6 +87,29 @@ class Operation:
     def where(self) -> str:
         """Where its endpoint is defined, ``file:line in function``; empty when that is not known."""
         return place_of(self.trace)
+
+
+class _MessageTraces(dict[type, Trace]):
+    """The trace of a message, by its type: it may be a text, which is not to be kept or shown. Made once, as nothing else in it differs."""
+
+    def __missing__(self, kind: type) -> Trace:
+        if len(self) >= 64:  # somebody makes types as they go
+            self.clear()
+        self[kind] = trace = (MESSAGE.name, kind.__name__, None)
+        return trace
+
+
+MESSAGE_TRACES = _MessageTraces()
+
+
+def trace_of(operation: Operation) -> Trace:
+    """See ``Operation.trace``; a property costs more than a function."""
+    kind, subject = operation.kind, operation.subject
+    if kind.subject == "message":
+        return MESSAGE_TRACES[type(subject)]
+    if kind is REQUEST:
+        return (subject.get("method", "websocket"), subject["path"], subject.get("route") or subject.get("endpoint"))
+    return (kind.name, subject if isinstance(subject, str) else type(subject).__name__, None)
 
 
 def name_of(trace: Trace) -> str:

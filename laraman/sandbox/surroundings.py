@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from laraman import events
 from laraman.events import aemit, listeners
 from laraman.sandbox.locals import Local
-from laraman.sandbox.operation import CURRENT, TASK, Kind, Operation, current
+from laraman.sandbox.operation import CURRENT, TASK, Kind, Operation, current, trace_of
 from laraman.sandbox.turns import Turns
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Sandbox:
         self._nested: set[Operation] = set()
         #: A fresh context for an operation.
         self.context: Callable[[Operation], Context] = self._plain_context if self._decimal is None else self._with_decimal
+        #: What such a context is a copy of where ``CURRENT`` is all that is set in it, else None.
+        self.plain: Context | None = self._base if self._decimal is None else None
 
     async def prepare(self) -> None:
         """Do what `config` says is done at boot, when the application has started: warm, find what is reset, start the guard.
@@ -176,12 +178,13 @@ class Sandbox:
         return self._turns is not None
 
     def ended(self, operation: Operation) -> None:
-        """Nothing of the operation runs any more but what it has started and left behind."""
+        """Nothing of the operation runs any more but what it has started and left behind. ``Receiving.data_received`` does
+        the same for a message."""
         operation.ended = True
         guard = self.guard
         if guard is not None:
             since = guard.since
-            since.append(operation.trace)
+            since.append(trace_of(operation))
             if len(since) >= guard.due:
                 guard.reached()
 

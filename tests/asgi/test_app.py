@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laraman.asgi.app import load_app
-from laraman.errors import BootError
+from laraman.errors import BootError, ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,6 +115,14 @@ def test_an_error_inside_the_users_module_keeps_its_traceback_in_the_log(load: A
 def test_a_syntax_error_names_its_place(load: Any) -> None:
     with pytest.raises(BootError, match=r"failed: SyntaxError: .*lm_syntax\.py, line 2\)"):
         load("lm_syntax:app", lm_syntax="ok = 1\ndef app(:\n")
+
+
+def test_what_says_itself_that_it_is_configured_wrongly_is_taken_at_its_word(load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    raising = "import laraman\ndef make(): raise laraman.ConfigError('no secret')\n"
+    for target, source in (("lm_wrong:app", f"{raising}make()\n"), ("lm_wrongly:make", raising)):
+        with pytest.raises(ConfigError, match=r"^no secret$"):
+            load(target, factory=target.endswith("make"), **{target.partition(":")[0]: source})
+    assert not caplog.records
 
 
 def test_a_factory_that_raises(load: Any, caplog: pytest.LogCaptureFixture) -> None:

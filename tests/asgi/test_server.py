@@ -266,6 +266,16 @@ def test_a_port_that_is_taken_exits_with_3(library: Any) -> None:
     assert caught.value.code == 3
 
 
+@pytest.mark.parametrize("who", [{"user": "root"}, {"group": "0"}])
+def test_a_process_that_serves_by_itself_stays_who_it_is(who: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    server = make(laraman, App(), **who)
+    logging.getLogger("uvicorn").propagate = True
+    with pytest.raises(SystemExit) as caught:
+        server.run()
+    assert (caught.value.code, server.started) == (3, False)
+    assert "a process that serves by itself cannot become another user" in caplog.text
+
+
 @both
 def test_so_many_requests_end_it(library: Any) -> None:
     app = App()

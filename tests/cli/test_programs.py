@@ -31,6 +31,8 @@ PLAIN = "from laraman import Worker\n"
         PLAIN + "def it() -> 'tuple[Worker, ...]': ...",
         "import laraman\ndef it() -> laraman.Worker: ...",
         PLAIN + "class Own(Worker): ...\nit = Own('a')",
+        PLAIN + "import typing\ndef it() -> typing.Iterator['Worker']: ...",
+        PLAIN + "def it(): ...\nother, it = it = [Worker('a')]",
     ],
 )
 def test_workers(tmp_path: Path, source: str) -> None:
@@ -52,6 +54,16 @@ def test_workers(tmp_path: Path, source: str) -> None:
         PLAIN + "def it() -> 'Worker[': ...",
         PLAIN + "async def it() -> list[Worker]: ...",
         PLAIN + "it = Worker('a'",
+        PLAIN + "from typing import Callable\ndef it() -> Callable[[Worker], object]: ...",
+        PLAIN + "it: App[Worker] = make()",
+        PLAIN + "it: Worker = Worker('a')\nit = make()",
+        PLAIN + "it = Worker('a')\ndef it(): ...",
+        PLAIN + "it = Worker('a')\nasync def it(scope, receive, send): ...",
+        PLAIN + "it = Worker('a')\nclass it: ...",
+        PLAIN + "it = Worker('a')\nfrom shop import it",
+        PLAIN + "from arq import Worker\nit = Worker('a')",
+        PLAIN + "class Worker: ...\nit = Worker('a')",
+        "from .laraman import Worker\nit = Worker('a')",
         "",
     ],
 )

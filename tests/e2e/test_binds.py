@@ -51,10 +51,10 @@ def ask(address: Any, data: bytes = GET) -> dict[str, Any]:
 
 
 def answer(sock: Any, data: bytes = GET) -> dict[str, Any]:
-    sock.sendall(data)
     try:
+        sock.sendall(data)
         _, _, body = read_all(sock).partition(b"\r\n\r\n")
-    except ConnectionResetError:
+    except (ConnectionResetError, BrokenPipeError):
         return {}
     found = re.search(rb"\{.*\}", body)
     return json.loads(found[0]) if found else {}

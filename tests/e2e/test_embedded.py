@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -363,3 +364,29 @@ def test_gunicorn_hears_that_the_application_cannot_start(program: Any) -> None:
     running = program(*GUNICORN, "app:app", app_py=FAILING)
     assert running.process.wait(DEADLINE) == 3
     assert "no database" in running.output
+
+
+TIMED = """
+import os
+import laraman
+
+laraman.every(0.1, lambda: print(f"[{os.getpid()} each]", flush=True))
+laraman.every(0.1, lambda: print(f"[{os.getpid()} once]", flush=True), singleton=True)
+
+async def app(scope, receive, send):
+    pass
+"""
+
+
+def test_a_timer_runs_once_for_all_workers_of_gunicorn(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    running = program(*GUNICORN, "-w", "2", "app:app", app_py=TIMED)
+
+    def who(word: str) -> set[str]:
+        return set(re.findall(rf"\[(\d+) {word}\]", running.output))
+
+    wait_until(lambda: len(who("each")) == 2 and running.output.count("once]") > 5)
+    (holder,) = who("once")
+    os.kill(int(holder), signal.SIGKILL)
+    wait_until(lambda: who("once") - {holder})
+    assert running.end() == 0

@@ -13,6 +13,8 @@ import stat
 import struct
 import subprocess
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +27,6 @@ from tests.e2e.tools import read_all, read_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.conftest import Server
 
@@ -82,7 +83,7 @@ async def app(scope, receive, send):
 """
 
 
-def declared(directory: str, certificate: str, key: str) -> str:
+def declared(certificate: str, key: str) -> str:
     tls = f'ssl_certfile = "{certificate}"\nssl_keyfile = "{key}"\n'
     workers = {
         "line": 'address = ["text://127.0.0.1:0", "text+unix://line.sock"]\nhandler = "handlers:Told"\nmode = "0600"\nmax_message = 1000\n',
@@ -118,7 +119,7 @@ def site(server: Callable[..., Server], tmp_path: Path) -> Site:
     pair = authority.issue("server")
     files = {
         "handlers.py": HANDLERS,
-        "pyproject.toml": declared(".", pair.certificate, pair.key),
+        "pyproject.toml": declared(*pair),
         "program.py": "from laraman import Worker\nworkers = [Worker('idle')]\n",
     }
     return Site(server("program:workers", "--log-level", "debug", files=files), authority)
@@ -321,9 +322,12 @@ class Asking:
                 self.failures.append(repr(exc))
 
     def _ask(self, port: int) -> None:
+        begun = time.monotonic()
         with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
             sock.sendall(b"?\n")
-            self.pids.add(int(read_until(sock, b"\n")))
+            slow = time.monotonic() - begun > 0.1  # on a loaded machine; a process that stops waits 0.2 s for what a client has to say
+            if (answer := read_until(sock, b"\n")) or not slow:
+                self.pids.add(int(answer))
         self.answers += 1
 
     def _send(self, port: int) -> None:
@@ -345,6 +349,12 @@ class Asking:
             thread.join(DEADLINE)
 
 
+def listening(port: int) -> set[str]:
+    """The inodes of the sockets that listen on this port of 127.0.0.1."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[9] for row in rows if row[1] == f"0100007F:{port:04X}" and row[3] == "0A"}
+
+
 def test_reload_restart_and_scaling_lose_nothing_where_each_process_has_its_socket(server: Callable[..., Server]) -> None:
     running = server(
         "program:workers",
@@ -359,24 +369,24 @@ def test_reload_restart_and_scaling_lose_nothing_where_each_process_has_its_sock
         return {row["pid"] for row in running.processes("line") if row["state"] == "ready"}
 
     with Asking(tcp, udp) as asking:
-        first = pids()
+        first, sockets = pids(), listening(tcp)
+        assert len(sockets) == 2
         wait_until(lambda: asking.pids >= first, what="both processes")
         for verb in ("reload", "restart"):
             before = pids()
             assert running.cli(verb).returncode == 0
             wait_until(lambda: len(pids()) == 2 and pids().isdisjoint(before) and asking.pids >= pids(), what=f"the processes after {verb}")  # noqa: B023
+            assert listening(tcp) == sockets, "what waits in them has not been lost"
         running.process.send_signal(signal.SIGTTIN)
         wait_until(lambda: len(pids()) == 3 and asking.pids >= pids(), what="the third process")
         for count in (2, 1):
             running.process.send_signal(signal.SIGTTOU)
-            wait_until(lambda: len(running.processes("line")) == count, what="fewer processes")  # noqa: B023
+            wait_until(lambda: len(running.processes("line")) == len(listening(tcp)) == count, what="fewer processes")  # noqa: B023
         answered, datagrams = asking.answers, asking.datagrams
         wait_until(lambda: asking.answers > answered + 20 and asking.datagrams > datagrams + 20, what="more answers")
-        # The port is the server's, even for programs that would share it.
-        with socket.socket() as other:
-            other.bind(("127.0.0.1", 0))
-            with pytest.raises(OSError, match="in use"):
-                socket.create_server(("127.0.0.1", tcp))
+        # The port is the server's.
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(("127.0.0.1", tcp))
         os.kill(next(iter(pids())), signal.SIGKILL)  # what waits for its socket waits for the next process
         answered = asking.answers
         wait_until(lambda: asking.answers > answered + 20, what="answers of the next process")

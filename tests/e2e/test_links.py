@@ -11,8 +11,9 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
+from websockets.sync.server import ServerConnection, serve
 
-from tests.conftest import DEADLINE
+from tests.conftest import DEADLINE, wait_until
 from tests.e2e.apps import FILES
 from tests.e2e.tools import wait_word, words, workers
 
@@ -171,3 +172,44 @@ def test_a_link_comes_up_when_its_peer_does(server: Callable[..., Server], free_
         wait_word(running, worker, "LinkDown", times)
     assert words(running, worker).count("LinkUp") == 2
     assert running.stop() == 0
+
+
+OUTBOUND = """
+import asyncio, laraman
+
+@laraman.on(laraman.WorkerStarting)
+async def dial(event):
+    class Handler:
+        async def on_message(self, connection, message):
+            await connection.send(message.upper())
+    await laraman.connect("ws://127.0.0.1:{port}/feed", handler=Handler())
+    await laraman.connect("ws://127.0.0.1:{port}/silent")
+"""
+
+
+def test_outbound_connections_are_shown_and_closed_when_the_worker_stops(server: Callable[..., Server]) -> None:
+    heard: list[tuple[str, str]] = []
+    closed: list[int | None] = []
+
+    def serve_one(peer: ServerConnection) -> None:
+        assert peer.request is not None
+        if peer.request.path == "/feed":
+            peer.send("hello")
+            heard.append((peer.request.path, str(peer.recv(DEADLINE))))
+        for _ in peer:
+            pass
+        closed.append(peer.close_code)
+
+    with serve(serve_one, "127.0.0.1", 0, ping_interval=None) as peers:
+        thread = threading.Thread(target=peers.serve_forever, daemon=True)
+        thread.start()
+        port = peers.socket.getsockname()[1]
+        running = server("app:app", "--listener", "linked", "--no-access-log", files={**FILES, "linked.py": OUTBOUND.format(port=port)})
+        wait_until(lambda: heard == [("/feed", "HELLO")])
+        rows = [row for row in running.connections() if row["direction"] == "out"]
+        assert [(row["protocol"], row["peer"], row["worker"]) for row in rows] == [("websocket", f"127.0.0.1:{port}", "http")] * 2
+        assert running.stop() == 0
+        wait_until(lambda: len(closed) == 2)
+        assert closed == [1001, 1001]
+        peers.shutdown()
+        thread.join(DEADLINE)

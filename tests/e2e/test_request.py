@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -116,6 +117,30 @@ def test_php_talks_to_it(requests: Server, php: str) -> None:
     assert json.loads(refused) == {"res": "fail", "msg": "frame length 5000000 is outside 0..1024"}
 
 
+def test_php_waits_while_the_queue_is_full(tmp_path: Path, php: str) -> None:
+    code = """require $argv[1] . '/app_example/php/laraman.php';
+    try { laraman_exchange('full.sock', 'x', 0.1); } catch (LaramanException $late) { echo $late->getCode(), $late->getMessage(), "\\n"; }
+    echo laraman_exchange('full.sock', 'x', 20.0);"""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(tmp_path / "full.sock"))
+        listener.listen(0)
+        for _ in range(2):
+            filling = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filling.setblocking(False)
+            filling.connect_ex(str(tmp_path / "full.sock"))
+        asking = subprocess.Popen([php, "-r", code, "--", ROOT], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        assert asking.stdout is not None
+        with asking:
+            assert asking.stdout.readline() == "2full.sock: no reply in time\n"
+            listener.settimeout(DEADLINE)
+            stack.enter_context(listener.accept()[0])
+            answering = stack.enter_context(listener.accept()[0])
+            assert answering.recv(5) == b"\0\0\0\1x"
+            answering.sendall(b"\0\0\0\2ok")
+            assert asking.stdout.read() == "ok"
+
+
 def test_its_socket_and_who_may_talk_to_it(requests: Server) -> None:
     found = os.stat(requests.directory / "app.sock")
     assert (stat.filemode(found.st_mode), found.st_gid) == ("srw-rw----", os.getgid())
@@ -174,13 +199,21 @@ def test_no_call_is_lost_in_a_reload(requests: Server) -> None:
         except BaseException as exc:
             errors.append(exc)
 
+    def keep_asking() -> None:
+        try:
+            with Client(str(requests.directory / "many.sock"), DEADLINE) as client:
+                while not over.is_set():
+                    client.call("count me")
+        except BaseException as exc:
+            errors.append(exc)
+
     before = {row["pid"] for row in requests.processes("requests")}
     with Client(str(requests.directory / "many.sock"), DEADLINE) as client:
         assert [client.call("count me")[0] for _ in range(3)] == [1, 2, 3]
         [row] = [row for row in requests.connections() if row["worker"] == "many"]
         assert (row["protocol"], row["peer"], row["messages_in"]) == ("request", f"pid {os.getpid()}, uid {os.getuid()}", 3)
         pid = client.call("who are you")[1]
-        threads = [threading.Thread(target=ask) for _ in range(2)]
+        threads = [threading.Thread(target=work) for work in (ask, ask, keep_asking)]
         for thread in threads:
             thread.start()
         try:

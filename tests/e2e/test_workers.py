@@ -38,6 +38,10 @@ class Echo:
     async def on_message(self, connection, message):
         await connection.send(f"{self.WORD} {message} {self.worker.config.timeout_write:g}")
 
+class Bytes(Echo):
+    async def on_message(self, connection, data):
+        await connection.send(b"bytes %d\\n" % self.worker.config.timeout_write)
+
 class Failing(Echo):
     def on_reload(self, worker):
         mark("failing")
@@ -70,8 +74,9 @@ def words(running: Server) -> list[str]:
     return [word for _, word in marks(running)]
 
 
-def test_a_program_of_workers(server: Callable[..., Server]) -> None:
-    running = server("program:workers", files={"handlers.py": HANDLERS, "program.py": PROGRAM})
+def test_a_program_of_workers(server: Callable[..., Server], free_port: int) -> None:
+    program = PROGRAM.replace("127.0.0.1:0", f"127.0.0.1:{free_port}")
+    running = server("program:workers", files={"handlers.py": HANDLERS, "program.py": program})
     echo, alone, fixed = pids(running, "echo"), pids(running, "alone"), pids(running, "fixed")
     assert sorted(words(running)) == [f"start {text} one" for text in ("alone 0 False", "echo 0 True", "echo 1 True", "fixed 0 False")]
     assert ask(running.port, "hello") == "one hello 7"
@@ -108,17 +113,21 @@ def test_a_program_of_workers(server: Callable[..., Server]) -> None:
     wait_until(lambda: len(now := pids(running, "echo")) == 2 and dead not in now)
 
     # A restart is refused while the program is no program, and takes over what it declares anew.
-    for text, says in ((PROGRAM + "1 / 0\n", "ZeroDivisionError"), ("workers = [", "names no Workers any more, or its module cannot be read")):
+    for text, says in ((program + "1 / 0\n", "ZeroDivisionError"), ("workers = [", "names no Workers any more, or its module cannot be read")):
         (running.directory / "program.py").write_text(text)
         answer = running.cli("restart")
         assert (answer.returncode, answer.stderr.count("\n")) == (1, 1)
         assert says in answer.stderr
         assert len(pids(running, "echo")) == 2
         assert ask(running.port, "hello").endswith("hello 7")
-    (running.directory / "program.py").write_text(PROGRAM.replace("timeout_write=7", "timeout_write=8").replace("exclusive=True", "count=2"))
-    assert running.cli("restart").returncode == 0
+    changes = {"timeout_write=7": "timeout_write=8", "exclusive=True": "count=2", "text://": "tcp://", "handlers:Echo": "handlers:Bytes"}
+    for old, new in changes.items():
+        program = program.replace(old, new)
+    (running.directory / "program.py").write_text(program)
+    answer = running.cli("restart")
+    assert (answer.returncode, answer.stderr) == (0, "")
     assert len(pids(running, "alone")) == 2
-    assert ask(running.port, "hello") == "three hello 8"
+    assert ask(running.port, "hello") == "bytes 8", "another protocol at the same address"
     assert running.stop() == 0
 
 

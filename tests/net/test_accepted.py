@@ -103,7 +103,7 @@ async def test_messages_of_both_kinds_and_a_close_from_either_side() -> None:
     assert handler.told[:4] == ["connect", "é" * 1000, b"\0\1", ""]
 
 
-async def test_compression_and_pings_are_the_configuration_s() -> None:
+async def test_compression_is_the_configuration_s() -> None:
     async with accepting(Echo(), ws_per_message_deflate=False) as served, connect(url(served)) as client:
         assert "Sec-WebSocket-Extensions" not in client.response.headers  # type: ignore[union-attr]
 

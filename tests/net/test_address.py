@@ -101,7 +101,7 @@ def test_round_trip(scheme: str, host: object, port: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["wss://example.com:443", "ws://example.com:80/x?y", "tcp+tls://[::1]:9", "tcp+tls+unix:///run/x", "ws+tls+unix:///run/x", "http+tls+fd://3"],
+    ["wss://example.com:443", "ws://example.com:80/x", "tcp+tls://[::1]:9", "tcp+tls+unix:///run/x", "ws+tls+unix:///run/x", "http+tls+fd://3"],
 )
 def test_what_is_shown_is_what_was_written(text: str) -> None:
     assert str(parse_address(text)) == text
@@ -121,3 +121,10 @@ def test_any_text_is_an_address_or_a_config_error(text: str) -> None:
         return
     assert address.path or address.host or address.fd is not None
     assert parse_address(str(address)) == address
+
+
+def test_what_may_be_a_secret_is_not_shown() -> None:
+    assert str(parse_address("wss://example.com/feed?token=secret")) == "wss://example.com:443/feed?..."
+    assert str(parse_address("ws://example.com?token=secret")) == "ws://example.com:80?..."
+    with pytest.raises(ConfigError, match=r"^address '\.\.\.@example\.com/x': there can be no user and password$"):
+        parse_address("wss://me:secret@example.com/x")

@@ -113,6 +113,28 @@ def test_permissions_of_a_unix_socket(binds: list[Bind], tmp_path: Path, before:
     assert bind.where == f"unix socket {path}"
 
 
+def test_whoever_may_write_its_directory_cannot_lead_its_permissions_elsewhere(
+    binds: list[Bind], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, victim = tmp_path / "x.sock", tmp_path / "victim"
+    victim.touch(0o600)
+    before = victim.stat()
+    listen = socket.socket.bind
+
+    def swapped(made: socket.socket, name: str) -> None:
+        listen(made, name)
+        path.unlink()
+        path.symlink_to(victim)
+
+    monkeypatch.setattr(socket.socket, "bind", swapped)
+    bind = Bind(f"unix:{path}")
+    bind.mode, bind.group = "0666", str(os.getgid() if os.geteuid() else 61234)
+    binds.append(bind)
+    bind.open()
+    after = victim.stat()
+    assert (after.st_mode, after.st_gid) == (before.st_mode, before.st_gid)
+
+
 def test_a_given_socket_says_what_it_is(binds: list[Bind], tmp_path: Path) -> None:
     path = tmp_path / "given.sock"
     for family, address, told in (
@@ -298,6 +320,19 @@ def test_a_later_image_finds_the_sockets_of_the_slots(binds: list[Bind]) -> None
     second.take_over(table, 2)
     assert (second.address, len(second.sockets), [*table]) == (first.address, 2, [f"2@{first.key}"])
     os.close(table.popitem()[1])
+
+
+@linux
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_a_restart_may_switch_it_on(binds: list[Bind], scheme: str) -> None:
+    before = Bind(f"{scheme}://127.0.0.1:0")
+    before.open()
+    after = Bind(f"{scheme}://127.0.0.1:0")
+    after.reuse_port = True
+    binds.append(after)
+    assert before.socket is not None
+    after.take_over({before.key: before.socket.detach()}, 2)
+    assert (len(after.sockets), after.address) == (2, before.address)
 
 
 @linux

@@ -15,7 +15,8 @@ import pytest
 from laraman import events
 from laraman.errors import Busy, ConnectionClosed, ConnectionLost, LocalProtocolError, RemoteProtocolError
 from laraman.events import MessageReceived
-from laraman.net.connection import CLOSED, MAX_PENDING, OPEN, Connection, keep_alive, name_text
+from laraman.net.connection import CLOSED, OPEN, Connection, keep_alive, name_text
+from laraman.net.receiving import MAX_PENDING, MAX_PENDING_SIZE
 from laraman.protocols.framing import Frame, Raw, Text
 from laraman.sandbox.locals import local
 from laraman.sandbox.operation import Operation, current
@@ -142,7 +143,8 @@ async def test_receive_ends_with_the_connection_and_has_its_place() -> None:
             await connection.receive()
 
 
-async def test_a_peer_that_sends_faster_than_it_is_served_waits() -> None:
+@pytest.mark.parametrize(("size", "most"), [(8_000, MAX_PENDING * 2), (60_000, MAX_PENDING_SIZE // 30_000), (2_000_000, 3)])
+async def test_a_peer_that_sends_faster_than_it_is_served_waits(size: int, most: int) -> None:
     gate = asyncio.Event()
 
     async def answer(connection: Connection, message: bytes) -> None:
@@ -150,18 +152,18 @@ async def test_a_peer_that_sends_faster_than_it_is_served_waits() -> None:
 
     async with serving(Recorder(answer), Frame) as served:
         _, writer = await served.connect()
-        wire = Frame().send(b"x" * 60_000)
-        count = MAX_PENDING * 20
+        wire = Frame().send(b"x" * size)
+        count = max(16, 10_000_000 // size)
         for _ in range(count):
             writer.write(wire)
         connection = await served.accepted()
         await until(lambda: connection.reading_paused)
         await asyncio.sleep(0.1)
-        assert connection.messages_in < MAX_PENDING * 2
+        assert connection.messages_in < most
         gate.set()
         await until(lambda: connection.messages_in == count and connection.running is None)
         assert not connection.reading_paused
-        assert served.handler.seen.count(b"x" * 60_000) == count
+        assert served.handler.seen.count(b"x" * size) == count
 
 
 async def test_close_in_a_handler_drops_what_stands_behind() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from laraman.config import Config
 from laraman.errors import Busy, ConnectionClosed, ConnectionLost, LocalProtocolError, RemoteProtocolError
-from laraman.net.datagrams import Datagram, DatagramConnection, DatagramServer
-from laraman.protocols.framing import Text
+from laraman.net.datagrams import DatagramConnection, DatagramServer
+from laraman.protocols.framing import Datagram, Text
 from tests.net.serving import a_worker, until
 
 if TYPE_CHECKING:
@@ -211,3 +211,22 @@ async def test_a_protocol_of_one_s_own_finds_whole_messages_in_each(clients: Cli
     assert handler.told == ["a", "b", RemoteProtocolError.__name__, "bad", "ValueError", "e"]
     assert "connection ended inside a line" in caplog.text
     assert "A datagram of 22 bytes was dropped: it is larger than the 20 that max_message allows" in caplog.text
+
+
+async def test_who_sends_without_end_does_not_keep_it_from_stopping() -> None:
+    calls = 0
+
+    class Ring:
+        """Whoever it answers is itself."""
+
+        def on_message(self, connection: DatagramConnection, message: bytes) -> None:
+            nonlocal calls
+            calls += 1
+            if calls < 100_000:
+                client.sendto(message, connection.local)
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        async with taking(Ring()) as server:
+            client.sendto(b"x", server.local)
+            server.drain()
+    assert 0 < calls < 100_000

@@ -36,6 +36,7 @@ class FaultyLater(Recorder):
     async def on_error(self, connection: Connection, exc: Exception) -> None:
         await asyncio.sleep(0)
         self.seen.append((type(exc), connection.error is None))
+        await connection.send(b"sorry")
 
 
 def refuse(connection: Connection, message: bytes) -> None:
@@ -66,9 +67,10 @@ async def test_what_a_handler_raises_may_be_told_to_a_coroutine() -> None:
     async with serving(FaultyLater(refuse), Frame) as served:
         reader, writer = await served.connect()
         writer.write(Frame().send(b"a") + Frame().send(b"b"))
-        assert await reader.read() == b""
+        assert await reader.read() == Frame().send(b"sorry")
         await until(lambda: served.handler.ended)
-        assert served.handler.seen == ["connect", b"a", (ValueError, False), "close"]
+        assert served.handler.seen == ["connect", b"a", (ValueError, True), "close"]
+        assert served.made[0].close_code == 1011
         assert not served.worker.in_flight
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -42,8 +44,9 @@ async def test_one_of_a_process_has_it_and_the_next_one_waits() -> None:
     await second.give_back()
 
 
-async def test_a_file_has_one_holder_and_remembers(directory: int, tmp_path: Path) -> None:
+async def test_a_file_has_one_holder_and_remembers(directory: int) -> None:
     first, second, other = (FileLease(name, f"Timer {name}", directory) for name in ("a/b", "a/b", "a_b"))
+    assert await first.take()
     assert await first.take()
     assert not await second.take()
     assert await other.take()
@@ -55,7 +58,64 @@ async def test_a_file_has_one_holder_and_remembers(directory: int, tmp_path: Pat
     assert await second.noted() == "clock 7"
     await second.give_back()
     await other.give_back()
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(os.listdir(directory)) == 2
+
+
+async def test_a_file_that_somebody_removes_or_replaces_is_made_anew(directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FileLease, "look", 0.01)
+    first, second = (FileLease("x", "Timer x", directory) for _ in range(2))
+    assert await first.take()
+    assert await first.note("clock 1")
+    file = tmp_path / os.listdir(directory)[0]
+    file.unlink()
+    assert await first.note("clock 2")
+    assert not await second.take()
+    watching = asyncio.create_task(first.lost())
+    file.unlink()
+    await until(lambda: file.exists() and file.read_text().strip() == "clock 2")
+    (tmp_path / "other").touch()
+    (tmp_path / "other").replace(file)
+    await until(lambda: file.read_text().strip() == "clock 2")
+    assert not await second.take()
+    file.unlink()
+    assert await second.take()  # before it was looked at
+    async with asyncio.timeout(10):
+        assert await watching == "somebody else has its lease"
+    assert not await first.note("clock 3")
+    await first.give_back()
+    await second.give_back()
+
+
+async def test_a_file_that_cannot_be_had_or_written_is_tried_again_and_told_of_once(
+    directory: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[str] = []
+
+    def failing(name: str, function: Any, error: int) -> Any:
+        def call(*arguments: Any) -> Any:
+            failures.append(name)
+            if failures.count(name) <= 3:
+                raise OSError(error, os.strerror(error))
+            return function(*arguments)
+
+        return call
+
+    async def work() -> bool:
+        noted.append(await lease.note("clock 1"))
+        noted.append(await lease.noted())
+        return True
+
+    noted: list[Any] = []
+    monkeypatch.setattr("laraman.net.lease.RETRY", 0.01)
+    monkeypatch.setattr("laraman.net.lease.fcntl.flock", failing("lock", fcntl.flock, errno.ENOLCK))
+    monkeypatch.setattr("laraman.net.lease.os.pwrite", failing("write", os.pwrite, errno.ENOSPC))
+    lease = FileLease("x", "Timer x", directory)
+    async with asyncio.timeout(10):
+        await lease.while_held(work)
+    assert noted == [True, "clock 1"]
+    assert [record.message for record in caplog.records] == [
+        f"Timer x waits for the file of its lease: {os.strerror(error)}" for error in (errno.ENOLCK, errno.ENOSPC)
+    ]
 
 
 HOLDER = """
@@ -71,7 +131,7 @@ time.sleep(60)
 
 
 async def test_the_kernel_takes_a_file_from_whoever_is_killed(directory: int, tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:  # noqa: ASYNC220
         assert holder.stdout is not None
         left_behind = int(holder.stdout.readline())
         try:
@@ -96,10 +156,11 @@ async def test_work_is_done_while_the_lease_is_held_and_anew_when_it_was_lost() 
             await self.give_back()
             return "of the test"
 
-    async def work() -> None:
+    async def work() -> bool:
         told.append("begun")
         try:
             await asyncio.sleep(60 if told.count("begun") == 1 else 0)
+            return told.count("begun") == 3
         finally:
             told.append("over")
 
@@ -109,6 +170,7 @@ async def test_work_is_done_while_the_lease_is_held_and_anew_when_it_was_lost() 
     await until(lambda: told == ["begun"])
     gone.set()
     await running
-    assert told == ["begun", "over", "begun", "over"]
-    assert await (after := Lease("y", "Timer y")).take()
+    assert told == ["begun", "over"] * 3
+    after = Lease("y", "Timer y")
+    assert await after.take()
     await after.give_back()

@@ -10,12 +10,13 @@ import os
 import re
 import struct
 import types
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from laraman.config import Config
-from laraman.errors import ConfigError
+from laraman.errors import ConfigError, LocalProtocolError
 from laraman.ipc_client import call
 from laraman.net import peer
 from laraman.net.address import parse_address
@@ -81,7 +82,8 @@ def answering(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextMa
     @contextlib.asynccontextmanager
     async def answer(handler: Any, *, max_message: int | None = None, allow_users: Any = (), **options: Any) -> AsyncIterator[Served]:
         worker = a_worker()
-        vars(worker).update(config=Config(), options={"timeout_request_header": 30.0, "timeout_request_body": 30.0, **options})
+        config = replace(Config(), timeout_write=options.pop("timeout_write", 60.0))
+        vars(worker).update(config=config, options={"timeout_request_header": 30.0, "timeout_request_body": 30.0, **options})
         vars(worker).update(max_message=max_message, allow_users=allow_users, write_buffer=None)
         path = tmp_path / "app.sock"
         bind: Any = types.SimpleNamespace(address=parse_address(f"request+unix://{path}"))
@@ -115,9 +117,10 @@ async def later(connection: Any, message: Any) -> Any:
 
 async def test_the_three_replies_to_the_byte(answering: Any) -> None:
     seen = []
-    async with answering(lambda connection, message: seen.append(message), timeout_request_header=0.1, timeout_request_body=0.1) as served:
+    async with answering(lambda connection, message: seen.append(message)) as served:
         assert await served.exchange(SIAM) == OK
         assert await served.exchange(SIAM[:3], SIAM[3:9], SIAM[9:]) == OK
+    async with answering(lambda connection, message: seen.append(message), timeout_request_header=0.3, timeout_request_body=0.3) as served:
         for short in (b"", b"\0\0", SIAM[:3]):
             assert await served.exchange(short) == NO_LENGTH
             assert await served.exchange(short, end=True) == NO_LENGTH
@@ -134,13 +137,13 @@ async def test_a_length_and_a_body_have_a_second_each_when_nothing_else_is_said(
         bind: Any = types.SimpleNamespace(address=parse_address("request+unix:///run/app.sock"))
         terms = request_factory(served.worker, silent, bind)()._terms
         assert (terms.timeout_request_header, terms.timeout_request_body, terms.timeout_keep_alive) == (1, 1, 0)
-    async with answering(silent, timeout_request_header=0.5, timeout_request_body=1.0) as served:
+    async with answering(silent, timeout_request_header=1.0, timeout_request_body=1.0) as served:
         begun = loop.time()
         reader, writer = await served.connect()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
         writer.write(SIAM[:6])
         assert await reader.read() == SHORT_BODY
-        assert loop.time() - begun >= 1.25  # the body's second began with the length
+        assert loop.time() - begun >= 1.4  # the body's second began with the length
         writer.transport.abort()
 
 
@@ -209,6 +212,11 @@ async def test_a_handler_that_raises_is_told_by_its_type_alone(answering: Any, c
         await asyncio.sleep(0)
         raise KeyError("the password is 1234")
 
+    def link(connection: Any, message: Any) -> Any:
+        raise LocalProtocolError("the password is 1234")
+
+    async with answering(link) as served:
+        assert await served.exchange(SIAM) == failed("the handler raised LocalProtocolError")
     # whose faults have faults
     clumsy = types.SimpleNamespace(on_message=secret, on_error=secret, on_close=lambda connection: secret(connection, None))
     for handler in (secret, secret_later, clumsy):
@@ -219,6 +227,19 @@ async def test_a_handler_that_raises_is_told_by_its_type_alone(answering: Any, c
             assert "KeyError: 'the password is 1234'" in caplog.text  # in the log there is all of it
     async with answering(types.SimpleNamespace(on_connect=clumsy.on_close, on_message=silent)) as served:
         assert await asyncio.to_thread(call, str(served.path), "early") == {"res": "fail", "msg": "the handler raised KeyError"}
+
+
+async def test_a_handler_that_is_cancelled_keeps_no_client_waiting(answering: Any) -> None:
+    async def give_up(connection: Any, message: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(30)
+
+    for options in ({}, {"timeout_keep_alive": 30.0}):
+        async with answering(give_up, **options) as served:
+            assert await served.exchange(SIAM) == b""
+            await until(lambda: not served.worker.connections)
 
 
 async def test_a_reply_that_is_no_json_or_too_long(answering: Any) -> None:
@@ -239,10 +260,10 @@ async def test_many_requests_on_one_connection_in_their_order(answering: Any, ha
 
 
 async def test_the_next_request_has_its_time_from_the_reply_on(answering: Any) -> None:
-    async with answering(echo, timeout_keep_alive=0.4, timeout_request_body=0.1) as served:
+    async with answering(echo, timeout_keep_alive=1.0, timeout_request_body=0.3) as served:
         reader, writer = await served.connect()
         for _ in range(3):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
             writer.write(SIAM)
             assert await reader.readexactly(len(SIAM)) == SIAM
         writer.write(SIAM[:5])
@@ -293,6 +314,20 @@ async def test_a_client_that_reads_nothing_holds_its_own_requests_back(answering
         writer.transport.abort()
 
 
+@pytest.mark.parametrize("handler", [silent, later])
+async def test_a_client_that_reads_nothing_for_too_long_is_cut_off(answering: Any, handler: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def much(connection: Any, message: Any) -> Any:
+        return handler(connection, "x" * 100_000) or "x" * 100_000
+
+    async with answering(much, timeout_keep_alive=30.0, timeout_write=0.2) as served:
+        _, writer = await served.connect()
+        writer.write(SIAM * 50)
+        await until(lambda: "the peer has read nothing for 0.2 seconds" in caplog.text)
+        await until(lambda: not served.worker.connections)
+        assert served.worker.in_flight == 0
+        writer.transport.abort()
+
+
 async def test_who_is_not_allowed_is_told_so_and_nothing_of_his_is_handled(answering: Any, caplog: pytest.LogCaptureFixture) -> None:
     heard: list[Any] = []
     handler = types.SimpleNamespace(on_connect=heard.append, on_message=lambda *given: heard.append(given), on_close=heard.append)
@@ -340,6 +375,25 @@ async def test_a_worker_that_stops_still_hears_what_has_begun(answering: Any) ->
         begun[1].write(SIAM[9:])
         assert await begun[0].read() == SIAM
         for _, writer in (begun, idle):
+            writer.transport.abort()
+
+
+async def test_a_worker_that_stops_hears_also_who_is_still_being_welcomed(answering: Any) -> None:
+    welcomed = asyncio.Event()
+
+    async def welcome(connection: Any) -> None:
+        await welcomed.wait()
+
+    for options in ({}, {"timeout_keep_alive": 30.0}):
+        welcomed.clear()
+        async with answering(types.SimpleNamespace(on_connect=welcome, on_message=echo), **options) as served:
+            reader, writer = await served.connect()
+            await until(lambda: served.worker.connections)
+            served.connection.shutdown()
+            welcomed.set()
+            await until(lambda: served.connection.running is None)
+            writer.write(SIAM)
+            assert await reader.read() == SIAM
             writer.transport.abort()
 
 

@@ -13,6 +13,7 @@ import pytest
 from laraman.errors import LinkDown
 from laraman.net import store as store_module
 from laraman.net.lease import StoreLease
+from laraman.net.redis_store import RedisStore
 from laraman.net.store import Store, open_store
 from tests.net.serving import until
 from tests.stores import StoreServer, store_server
@@ -109,7 +110,7 @@ async def test_while_the_store_is_away_nobody_works_and_it_is_said_once(server: 
     working: list[str] = []
     periods: list[str] = []
 
-    async def work(lease: StoreLease) -> None:
+    async def work(lease: StoreLease) -> bool:
         """Begins periods, as a timer does."""
         working.append(lease.token)
         try:
@@ -117,6 +118,7 @@ async def test_while_the_store_is_away_nobody_works_and_it_is_said_once(server: 
             while await lease.note(str(number := number + 1)):
                 periods.append(str(number))
                 await asyncio.sleep(0.05)
+            return False
         finally:
             working.remove(lease.token)
 
@@ -149,3 +151,15 @@ async def test_a_store_that_does_not_answer_is_away(server: StoreServer) -> None
                 assert not await pair.second.take()
         finally:
             server.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_redis_with_tls_is_to_be_the_one_that_is_named() -> None:
+    client = RedisStore("rediss://localhost:1", "laraman")._dialled()
+    assert client.connection_pool.connection_kwargs["ssl_check_hostname"] is True
+    await client.aclose()
+
+
+async def test_an_option_of_the_url_that_cannot_be_is_told_as_a_store_that_is_away() -> None:
+    store = RedisStore("redis://localhost:1?socket_timeout=soon", "laraman")
+    with pytest.raises(LinkDown, match="socket_timeout"):
+        await store.take(StoreLease("x", "Timer x", store))

@@ -26,11 +26,11 @@ pytestmark = pytest.mark.fork
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    def run(behaviour: str = "good", **config: Any) -> subprocess.CompletedProcess[str]:
+    def run(behaviour: str = "good", workers: list[dict[str, Any]] | None = None, **config: Any) -> subprocess.CompletedProcess[str]:
         (tmp_path / "behaviour").write_text(behaviour)
         spec = {
             "config": {"state_dir": str(tmp_path / "state"), "daemon": True, **config},
-            "workers": [{"name": "http", "address": "http://127.0.0.1:0", "count": 2}],
+            "workers": workers or [{"name": "http", "address": "http://127.0.0.1:0", "count": 2}],
         }
         return subprocess.run(
             [sys.executable, "-W", "error", str(REPOSITORY / "tests/process/serve.py"), json.dumps(spec)],
@@ -64,6 +64,8 @@ def test_it_returns_when_ready_and_says_where(start: Callable[..., subprocess.Co
 def test_files_are_for_the_owner_only(start: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     start()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
+    leases = modes.pop("laraman.leases")  # for workers of whatever user, who have its descriptor: nobody else gets past the directory above
+    assert leases == 0o777
     assert modes == {"laraman.pid": 0o600, "control.sock": 0o600, "laraman.log": 0o600}
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
@@ -72,6 +74,9 @@ def test_its_output_is_reopened_and_it_restarts_and_stops(start: Callable[..., s
     state = tmp_path / "state"
     start()
     before = control.request(state, {"op": "status"}, 5)
+    if sys.platform == "linux":
+        ways = [Path(f"/proc/{before['server']['pid']}/fdinfo/{number}").read_text().split("flags:")[1].split()[0] for number in range(3)]
+        assert [int(way, 8) & os.O_ACCMODE for way in ways] == [os.O_RDONLY, os.O_WRONLY, os.O_WRONLY]
     (state / "laraman.log").rename(state / "rotated.log")
     assert control.request(state, {"op": "reopen"}, 5)["ok"]
     for _ in range(2):
@@ -83,6 +88,25 @@ def test_its_output_is_reopened_and_it_restarts_and_stops(start: Callable[..., s
     assert control.request(state, {"op": "stop"}, 5)["ok"]
     assert control.wait_gone(state, 10)
     assert sorted(path.name for path in state.iterdir()) == ["laraman.log", "rotated.log"]
+
+
+def test_an_output_that_cannot_be_reopened_goes_on_in_the_old_file(
+    start: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """As for a worker that is another user than the master: nobody ends because of that."""
+    state, logs = tmp_path / "state", tmp_path / "logs"
+    logs.mkdir()
+    real = {"kind": "real", "name": "idle", "handler": "tests.process.serve:Idle", "count": 2}
+    start(log_file=str(logs / "x.log"), workers=[real])
+    before = [row["pid"] for row in control.request(state, {"op": "status"}, 5)["processes"]]
+    logs.rename(tmp_path / "moved")
+    assert control.request(state, {"op": "reopen"}, 5)["ok"]
+    told = f"ERROR:    Cannot reopen the output file {logs / 'x.log'}: No such file or directory; it goes to the old one until a reload\n"
+    wait_until(lambda: (tmp_path / "moved/x.log").read_text().count(told) == 3)
+    # An order later, what a fault in the one before would have ended is over.
+    assert control.request(state, {"op": "reopen"}, 5)["ok"]
+    wait_until(lambda: (tmp_path / "moved/x.log").read_text().count(told) == 6)
+    assert [row["pid"] for row in control.request(state, {"op": "status"}, 5)["processes"]] == before
 
 
 @pytest.mark.parametrize(("behaviour", "code"), [("fail3", 3), ("fail2", 2)])

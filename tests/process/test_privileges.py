@@ -91,6 +91,20 @@ def test_for_good() -> None:
 
 @root
 @pytest.mark.fork
+@pytest.mark.skipif(not hasattr(os, "setresuid"), reason="only Linux tells saved ids")
+def test_whoever_could_go_back_is_not_it_already() -> None:
+    def go_back() -> str:
+        os.setgroups([77])
+        os.setresgid(77, 77, 77)
+        os.setresuid(int(NUMBER), int(NUMBER), 0)
+        privileges.drop(Config(user=NUMBER, group="77"))
+        return "became it"
+
+    assert in_a_child(go_back).startswith(f"ConfigError: cannot become user {NUMBER} with group 77")
+
+
+@root
+@pytest.mark.fork
 @pytest.mark.parametrize(
     ("broken", "says"),
     [

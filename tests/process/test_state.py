@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +51,15 @@ def test_names() -> None:
     assert instance_name("", 8000, uds="/run/my app.sock") == "run-my-app.sock"
     assert instance_name("", 8000, uds="../..") == "uds"
     assert instance_name("", 8000, fd=3) == "fd3"
+    long = [instance_name("", 8000, uds=f"/srv/{'deep/' * 10}{part}/app.sock") for part in "ab"]
+    assert [re.sub("[0-9a-f]{8}$", "", name) for name in long] == ["deep-deep-a-app.sock-", "deep-deep-b-app.sock-"]
+    assert long == [instance_name("", 8000, uds=f"/srv/{'deep/' * 10}{part}/app.sock") for part in "ab"]
+
+
+def test_the_path_of_a_socket_may_be_as_long_as_it_can(here: Path, opened: list[StateDirectory]) -> None:
+    made = [open_state("", instance_name("", 8000, uds=f"/{'x' * 105}{number}")) for number in range(2)]
+    opened += [state for state in made if state is not None]
+    assert [state.path.parent for state in opened] == [here / ".laraman"] * 2
 
 
 def test_a_directory_is_private_marked_and_removed(here: Path) -> None:
@@ -142,3 +153,32 @@ def test_the_log_outlives_a_stop(here: Path) -> None:
     made.log_path.write_text("why")
     made.close()
     assert [path.name for path in made.path.iterdir()] == ["laraman.log"]
+
+
+def test_what_workers_leave_among_the_leases_is_no_obstacle(short: Path, opened: list[StateDirectory]) -> None:
+    """They may be other users than the master, and do there as they like: it neither follows their links nor loses itself in their depths."""
+    state = open_state(str(short / "state"), "x")
+    kept = short / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    assert state is not None
+    leases = state.open_leases()
+    os.symlink(kept, "link", dir_fd=leases)
+    here = os.getcwd()
+    try:
+        os.fchdir(leases)
+        Path("lease").touch()
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(here)
+        os.close(leases)
+    state.close()
+    assert os.listdir(state.path) == ["laraman.leases"]
+    assert os.listdir(state.path / "laraman.leases") == ["d"]
+    assert (kept / "file").exists()
+    again = open_state(str(short / "state"), "x")
+    assert again is not None
+    opened.append(again)
+    subprocess.run(["rm", "-rf", str(state.path / "laraman.leases")], check=True)  # Python's own cannot

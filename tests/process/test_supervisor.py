@@ -99,6 +99,7 @@ class World(RuleBasedStateMachine):
     def turns(self, worker: str, generation: int) -> set[int]:
         """The slots where one that asked for a successor has got it and is not gone yet."""
         members = [process for process in self.alive() if process.worker == worker and process.generation >= generation]
+        members = [process for process in members if process.slot < self.desired[worker].count]
         leaving = [process for process in members if process.retiring and (process.state is not State.STOPPING or process.deadline is not None)]
         begun = {process.slot for process in leaving if process.state not in supervisor.LIVE}
         return begun | {process.slot for process in leaving for other in members if other.slot == process.slot and not other.retiring}
@@ -216,6 +217,12 @@ def test_the_table_of_states_is_kept() -> None:
 def test_an_empty_slot_is_filled_and_a_full_one_left_alone() -> None:
     assert plan(Desired(2), process(0)) == [Spawn("http", 1, 1)]
     assert plan(Desired(2), process(0), process(1, state=State.STARTING)) == []
+
+
+def test_what_hangs_is_not_what_serves() -> None:
+    hung, other = process(retiring="it is tired"), process(retiring="it is tired")
+    hung.last_beat = NOW - 100
+    assert plan(Desired(1), hung, other) == [Stop(hung, "hung", 1.0, NOW + 1.0)]
 
 
 def test_a_reload_first_brings_up_the_successor_within_the_surge() -> None:

@@ -224,7 +224,7 @@ def note_events(told: Callable[..., Any], diary: Diary) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "options"),
-    [(("",), {}), (("a b",), {}), (("a\n",), {}), (("a",), {"count": -1}), (("a", "nonsense"), {}), (("a", ["tcp://x:1", "y"]), {})],
+    [(("",), {}), (("a b",), {}), (("a\n",), {}), ((5,), {}), (("a",), {"count": -1}), (("a", "nonsense"), {}), (("a", ["tcp://x:1", "y"]), {})],
 )
 def test_declarations_that_cannot_be(arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
@@ -242,6 +242,12 @@ def test_declarations_that_cannot_be(arguments: tuple[Any, ...], options: dict[s
         ({"mode": "rw"}, "worker 'w': mode: 'rw' is not of the form 0660"),
         ({"isolation": "both"}, "worker 'w': isolation: 'both' is not one of concurrent, serial"),
         ({"user": "nobody-at-all"}, "worker 'w': user: there is no user 'nobody-at-all'"),
+        ({"user": 1000}, "worker 'w': user: 1000 is not a string"),
+        ({"mode": 0o660}, "worker 'w': mode: 432 is not a string"),
+        ({"ssl_keyfile_password": 5}, "worker 'w': ssl_keyfile_password: what is there is not a string"),
+        ({"exclusive": "perhaps"}, "worker 'w': exclusive: 'perhaps' is neither true nor false"),
+        ({"address": 8000}, "worker 'w': address: 8000 is not a list of strings"),
+        ({"address": [8000]}, "worker 'w': address: [8000] is not a list of strings"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], says: str) -> None:
@@ -687,7 +693,8 @@ def test_a_boot_that_fails(start: Callable[..., Boss], diary: Diary, told: Calla
         (None, "laraman.errors:Nothing", "has no attribute 'Nothing'"),
         (None, "laraman.errors:ConfigErorr", "did you mean 'ConfigError'?"),
         (None, "json:dumps", "handler json:dumps is called without arguments: missing a required argument: 'obj'"),
-        ("gopher://127.0.0.1:0", None, "no protocol is called 'gopher'"),
+        ("gopher://127.0.0.1:0", None, "there is no protocol 'gopher'; there are frame, "),
+        ("text://localhost:0", None, "needs a handler"),
     ],
 )
 def test_handlers_that_cannot_be(start: Callable[..., Boss], address: str | None, handler: str | None, error: str) -> None:

@@ -17,7 +17,7 @@ from wsproto.frame_protocol import CloseReason, FrameProtocol, Opcode, ParseFail
 from laraman.errors import LocalProtocolError, RemoteProtocolError
 from laraman.protocols import websocket as module
 from laraman.protocols.deflate import Deflate, negotiate_deflate
-from laraman.protocols.websocket import Close, Message, WebSocket, accept_value
+from laraman.protocols.websocket import Close, Message, Ping, WebSocket, accept_value
 
 LIMIT = 1 << 24
 
@@ -198,6 +198,57 @@ def test_compressed_frames_are_understood_by_wsproto(messages: list[str | bytes]
     for message in messages:
         client.receive_bytes(websocket.send(message))
     assert [item.payload for item in client.received_frames()] == messages
+
+
+# The client's side ------------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.one_of(st.text(max_size=300), st.binary(max_size=300), st.sampled_from([bytes(4096), b"x" * 4097])), max_size=6), st.booleans())
+def test_frames_of_a_client_are_understood_by_wsproto(messages: list[str | bytes], compressed: bool) -> None:
+    websocket = WebSocket(LIMIT, Deflate(12, 10) if compressed else None, client=True)
+    extension = PerMessageDeflate(client_max_window_bits=10)
+    extension._enabled = compressed
+    server = FrameProtocol(False, [extension] if compressed else [])
+    server.receive_bytes(b"".join(websocket.send(message) for message in messages) + websocket.send(Ping(b"x")) + websocket.send(Close(4000, "y")))
+    assert [item.payload for item in server.received_frames()] == [*messages, b"x", (4000, "y")]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.one_of(st.text(max_size=300), st.binary(max_size=300), st.sampled_from([bytes(4096), b"x" * 4097])), max_size=6), st.data())
+def test_a_client_reads_what_a_server_sends(messages: list[str | bytes], data: st.DataObject) -> None:
+    server, client = WebSocket(LIMIT, Deflate(12)), WebSocket(LIMIT, Deflate(12), client=True)
+    sent = b"".join(server.send(message) for message in messages)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=4)))
+    assert receive(client, sent, *cuts) == messages
+
+
+def test_every_frame_of_a_client_has_a_mask_of_its_own() -> None:
+    websocket = WebSocket(LIMIT, client=True)
+    frames = [websocket.send("hello") for _ in range(50)] + [websocket.send(Ping(b"hello")) for _ in range(50)]
+    assert all(data[1] == 0x80 | 5 for data in frames)
+    assert len({data[2:6] for data in frames}) == 100
+    websocket.receive_data(frame(0x89, b"ping", key=None))
+    assert websocket.data_to_send()[1] == 0x80 | 4  # pongs too
+    assert websocket.send(Close(1000))[1] & 0x80
+
+
+@pytest.mark.parametrize("data", [frame(0x81, b"hello"), frame(0x89, b"x"), frame(0x82, bytes(5000)), frame(0x88, b"")])
+def test_a_server_that_masks_is_a_fault(data: bytes) -> None:
+    websocket = WebSocket(LIMIT, client=True)
+    (close,) = receive(websocket, data)
+    assert isinstance(close, Close)
+    assert (close.code, websocket.faulty) == (1002, True)
+    assert websocket.data_to_send()[:2] == bytes((0x88, 0x80 | 16))
+
+
+def test_a_close_of_the_server_is_answered() -> None:
+    websocket = WebSocket(LIMIT, client=True)
+    assert receive(websocket, frame(0x88, b"\x0f\xa1bye", key=None)) == [Close(4001, "bye")]
+    assert not websocket.faulty
+    ((first, second), mask, payload) = (lambda data: (data[:2], data[2:6], data[6:]))(websocket.data_to_send())
+    assert (first, second) == (0x88, 0x80 | 5)
+    assert bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload)) == b"\x0f\xa1bye"
 
 
 # Rule by rule -------------------------------------------------------------------------------------------------------------------------
