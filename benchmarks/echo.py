@@ -95,8 +95,7 @@ async def serve_bare(protocol: type[Bare], port: int) -> None:
 def running(server: str, scheme: str, directory: str) -> Iterator[Target]:
     """Start a server on SERVER_CPU, wait until it accepts, and leave nothing of it behind."""
     (port,) = free_ports(1)
-    place = Path(directory) / f"{scheme}-{server}"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix=f"{scheme}-{server}-", dir=directory))
     command = [sys.executable, "-m", "benchmarks.echo", "serve", server, scheme, str(port)]
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -393,7 +393,7 @@ def table(scenario: str, results: dict[str, Sample]) -> str:
     if not results:
         return f"{scenario}: every server failed"
     columns = list(next(iter(results.values())))
-    peers = [peer for peer in PEERS if peer in results]
+    peers = [peer for peer in (*PEERS, "bare") if peer in results]
     lines = [f"| {' | '.join([scenario, *columns, *(f'x {peer}' for peer in peers)])} |"]
     lines.append("|---" + "|--:" * (len(columns) + len(peers)) + "|")
     for name, result in results.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -44,6 +45,17 @@ def _nothing_stays_wrapped() -> Iterator[None]:
     names = (anyio.to_thread.run_sync, ThreadPoolExecutor.submit)
     yield
     assert (anyio.to_thread.run_sync, ThreadPoolExecutor.submit) == names
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays() -> Iterator[None]:
+    """What a test configures is not for the next: levels differ, and handlers write to what has been captured and closed."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")]
+    before = [(logger.handlers[:], logger.level, logger.propagate, logger.disabled) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate, disabled) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate, logger.disabled = handlers, propagate, disabled
+        logger.setLevel(level)
 
 
 def wait_until(condition: Callable[[], T], timeout: float = DEADLINE, what: str = "the condition") -> T:

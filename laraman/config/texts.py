@@ -6,9 +6,13 @@ import grp
 import os
 import pwd
 import re
+from typing import TYPE_CHECKING
 
 from laraman.config.cpus import cpu_count
 from laraman.log.access import AccessFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 
@@ -78,21 +82,20 @@ def name(text: str) -> str:
 
 def user(text: str) -> str:
     """The name of a user of this system, or a number, which need not be one's."""
-    if text and not _is_id(text):
-        try:
-            pwd.getpwnam(text)
-        except KeyError:
-            raise ValueError(f"there is no user {text!r}") from None
-    return text
+    return _known(text, "user", pwd.getpwnam)
 
 
 def group(text: str) -> str:
     """The name of a group of this system, or a number."""
+    return _known(text, "group", grp.getgrnam)
+
+
+def _known(text: str, kind: str, find: Callable[[str], object]) -> str:
     if text and not _is_id(text):
         try:
-            grp.getgrnam(text)
+            find(text)
         except KeyError:
-            raise ValueError(f"there is no group {text!r}") from None
+            raise ValueError(f"there is no {kind} {text!r}") from None
     return text
 
 

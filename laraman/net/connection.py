@@ -33,7 +33,7 @@ import os
 from typing import Any
 
 from laraman.errors import ConnectionClosed, ConnectionLost, RemoteProtocolError
-from laraman.net.handling import OWED, PAUSED, PENDING
+from laraman.net.handling import OWED, PENDING
 from laraman.net.pipe import Pipe
 from laraman.net.receiving import Receiving
 from laraman.net.sending import WRITE_TIMEOUT, wake
@@ -181,12 +181,10 @@ class Connection(Receiving):
 
     def _go_on_handling(self) -> None:
         if self._verdict is not None and self.running is None:
-            (error, code), self._verdict = self._verdict, None
-            if self.error is None:
-                self._close(error, code)
+            self._pass_verdict()
         if self._pending is not None:
             self._handle_pending()
-            if self.running is None and not self._reading_paused & PAUSED:
+            if not self._pending:
                 self._pending = None
         if self.running is None and (self._reading_paused or self._closing_when_idle or self._lost or self._fault is not None):
             self._settle()
@@ -203,13 +201,26 @@ class Connection(Receiving):
     def _fail(self, fault: BaseException | None, error: ConnectionClosed, code: int) -> None:
         """Tell the handler of a fault that it has not heard of, and close. While something runs it is told after that, and after the close."""
         self._pending = None
+        if self._verdict is not None:
+            return  # the first one counts
         if fault is not None and self.running is not None:
             self._fault = fault
         elif fault is not None:
             self._handle("on_error", fault)
-            if self.running is not None and self.error is None:
+            if self.running is not None and self.error is None:  # it may send; nothing more is received
                 self._verdict = error, code
+                self._ended = True
                 return
+        if self.error is None:
+            self._close(error, code)
+
+    def _not_received(self, exc: Exception) -> None:
+        if self._verdict is None:  # else it is read on, because a close with unread input would be a reset, which discards what was sent last
+            super()._not_received(exc)
+
+    def _pass_verdict(self) -> None:
+        assert self._verdict is not None
+        (error, code), self._verdict = self._verdict, None
         if self.error is None:
             self._close(error, code)
 

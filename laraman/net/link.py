@@ -33,7 +33,7 @@ from laraman.errors import Busy, ConfigError, ConnectionClosed, ConnectionLost, 
 from laraman.events import aemit
 from laraman.net.connection import Connection, name_text
 from laraman.net.current import current_worker as current_worker
-from laraman.net.outbound import Route
+from laraman.net.outbound import FLUSH_SECONDS, Route
 from laraman.net.session import Kept, KeptWebSocket, Session
 from laraman.protocols.websocket import Ping
 from laraman.sandbox.operation import LINK
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("uvicorn.error")
 
-#: Seconds in which a link that closes sends what is queued, and in which those who are told that it is up or down may keep it.
-FLUSH_SECONDS, TELL_SECONDS = 1.0, 5.0
+#: Seconds in which those who are told that a link is up or down may keep it.
+TELL_SECONDS = 5.0
 
 
 class State(StrEnum):

@@ -219,8 +219,8 @@ class Receiving(Handling):
             self._go_on()
 
     def _handle_pending(self) -> None:
-        """Handle what has waited; to its end when there will be no more."""
-        while self._pending and self.running is None and (self._lost or not self._reading_paused & PAUSED):
+        """Handle what has waited; to its end when there will be no more. Between the two, while the connection is closing, it still waits."""
+        while self._pending and self.running is None and (self._lost or (self.error is None and not self._reading_paused & PAUSED)):
             self._handle_messages((self._take(),))
 
 

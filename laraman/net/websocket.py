@@ -67,6 +67,8 @@ class WebSocketConnection(Connection):
         if self.protocol.faulty:
             waiting = self._pending
             self._refuse(RemoteProtocolError(what, close_code=close.code))
+            if self._verdict is not None:  # on_error runs, but nothing can be sent any more
+                self._pass_verdict()
             self._pending = waiting
             return
         self.error = ConnectionLost(f"the peer has closed the websocket: {what}")

@@ -19,6 +19,7 @@ from laraman.errors import BootError, Busy, ConfigError, ConnectionClosed, Conne
 from laraman.net.connection import Connection
 from laraman.process import handle_exit, recycle
 from laraman.process.children import introduce
+from laraman.process.commands import MAX_TIMERS
 from laraman.process.daemon import reopen_output
 from laraman.process.garbage import Garbage
 from laraman.process.life import Life, load_handler
@@ -38,8 +39,6 @@ ORPHAN_DRAIN, ORPHAN_LIFE = 0.5, 1.5
 CLOSE_SECONDS = 0.1
 #: Rows of one answer to ``connections``; more would not fit into an envelope.
 MAX_ROWS = 40_000
-#: Timers and consumers that a beat looks at: a program may have one for each of its connections.
-MAX_TIMERS = 50
 
 
 def run(worker: Worker, channel: socket.socket) -> int:
@@ -188,7 +187,7 @@ class Run(Life):
         interval = min(1.0, worker.config.timeout_worker_healthcheck / 4) or 1.0
         while True:
             counts = {"requests": worker.requests, "in_flight": worker.in_flight}
-            timers = [resident.row() for resident in islice(worker.residents, MAX_TIMERS) if not resident.connected]
+            timers = [*islice((resident.row() for resident in worker.residents if not resident.connected), MAX_TIMERS)]
             connections = {"connections_in": len(worker.connections), "connections_out": len(worker.links)}
             self._say({"op": "beat", **counts, **connections, **({"timers": timers} if timers else {})})
             if os.getppid() != self._parent:

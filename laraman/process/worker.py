@@ -69,6 +69,48 @@ class Worker:
         on_stop(worker)               last, when the tasks and links are over; not called when ``on_start`` did not succeed
     """
 
+    #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.
+    template = ""
+    #: The scheme of its unix socket ``NAME.sock`` in the state directory, for the processes of the server; empty when it has none. With a count
+    #: of 0 its process is started when somebody connects there.
+    inner = ""
+    #: The path, from the state directory, of a file whose being there says that there is something to do before somebody connects.
+    unfinished = ""
+    #: Whether its process sees to it that it ends when it is hung, and may be without a beat for good reasons: the master does not ask for one.
+    watches_itself = False
+    #: Whether this is the server's main worker: ``http``, or in a server without one the first of its program.
+    main: bool
+    #: The names of the server's workers; without a master there is this one.
+    colleagues: tuple[str, ...]
+    #: Descriptor of the directory that processes of the server keep leases in: -1 where it has none, None where this process is the whole server.
+    leases: int | None = None
+    #: The state directory; empty where there is none. Processes with users of their own cannot enter it.
+    state_path = ""
+    #: The paths of the ``inner`` workers' sockets by their names, as this worker's processes can reach them.
+    inner_paths: dict[str, str]
+
+    # From here on, what holds in the child.
+    slot = -1
+    generation = 0
+    config: Config | Any = None
+    loop: asyncio.AbstractEventLoop | Any = None
+    tasks: Tasks | Any = None
+    #: Makes the surroundings of one operation; an application's startup may have left its own marks in it.
+    sandbox: Sandbox | Any = None
+    connections: set[Connection]
+    links: set[Link]
+    #: Timers and consumers that are here (``laraman.net.resident``).
+    residents: set[Resident]
+    requests = 0
+    in_flight = 0
+    stopping = False
+    stop_reason = ""
+    #: Whether listeners have been told that it starts; from then on a timer that is declared in it runs at once.
+    running = False
+    #: The handler, when it was loaded before this process was forked.
+    loaded: Any = None
+    _life: Life | None = None
+
     def __init__(
         self,
         name: str,
@@ -120,47 +162,12 @@ class Worker:
             # What serves it knows more than this floor does, and reads the application where every other one is named, in the configuration.
             self.options = {"factory": False, "interface": "auto", **self.options, "app": handler}
             self.handler = "laraman.asgi.service:Http"
-        #: The name of the worker whose process this one's are forked from; empty when the master forks them itself.
-        self.template = ""
-        #: The scheme of its unix socket ``NAME.sock`` in the state directory, for the processes of the server; empty when it has none. With a count
-        #: of 0 its process is started when somebody connects there.
-        self.inner = ""
-        #: The path, from the state directory, of a file whose being there says that there is something to do before somebody connects.
-        self.unfinished = ""
-        #: Whether its process sees to it that it ends when it is hung, and may be without a beat for good reasons: the master does not ask for one.
-        self.watches_itself = False
-        #: Whether this is the server's main worker: ``http``, or in a server without one the first of its program.
         self.main = name == HTTP
-
-        # From here on, what holds in the child.
-        self.slot = -1
-        self.generation = 0
-        self.config: Config | Any = None
-        self.loop: asyncio.AbstractEventLoop | Any = None
-        self.tasks: Tasks | Any = None
-        #: Makes the surroundings of one operation; an application's startup may have left its own marks in it.
-        self.sandbox: Sandbox | Any = None
         self.connections: set[Connection] = set()
         self.links: set[Link] = set()
-        self.requests = 0
-        self.in_flight = 0
-        self.stopping = False
-        self.stop_reason = ""
-        #: Timers and consumers that are here (``laraman.net.resident``).
         self.residents: set[Resident] = set()
-        #: Whether listeners have been told that it starts; from then on a timer that is declared in it runs at once.
-        self.running = False
-        #: The names of the server's workers; without a master there is this one.
         self.colleagues: tuple[str, ...] = (name,)
-        #: The state directory; empty where there is none. Processes with users of their own cannot enter it.
-        self.state_path = ""
-        #: The paths of the ``inner`` workers' sockets by their names, as this worker's processes can reach them.
         self.inner_paths: dict[str, str] = {}
-        #: Descriptor of the directory that processes of the server keep leases in: -1 where it has none, None where this process is the whole server.
-        self.leases: int | None = None
-        #: The handler, when it was loaded before this process was forked.
-        self.loaded: Any = None
-        self._life: Life | None = None
 
     def __repr__(self) -> str:
         return f"<Worker {self.name}{f' {self.slot}' if self.slot >= 0 else ''}>"

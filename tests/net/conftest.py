@@ -31,12 +31,17 @@ class Around:
         self.told.append(f"{getattr(event, 'outcome', 'received')} {event.message}")
 
 
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """No listeners and locals but those of this test: applications that others have imported may have registered some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(events, "_registered", [])
+        patch.setattr(Local, "count", 0)
+        events.changed()
+        yield
+    events.changed()
+
+
 @pytest.fixture
-def around(monkeypatch: pytest.MonkeyPatch) -> Iterator[Around]:
-    """No listeners and locals but those of this test."""
-    monkeypatch.setattr(events, "_registered", [])
-    monkeypatch.setattr(Local, "count", 0)
-    events.changed()
-    yield Around()
-    monkeypatch.undo()
-    events.changed()
+def around() -> Around:
+    return Around()

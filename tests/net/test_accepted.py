@@ -238,6 +238,44 @@ async def test_what_came_together_with_the_close_is_handled_and_its_answers_have
     assert caplog.text == "", "a client that leaves is no fault of the handler"
 
 
+class Later(Echo):
+    """The same in coroutines, which take their time; nothing is answered."""
+
+    def __init__(self, turns: int) -> None:
+        super().__init__()
+        self._turns = turns
+
+    async def on_message(self, connection: AcceptedWebSocket, message: str | bytes) -> None:  # type: ignore[override]
+        await self._wait()
+        self.told.append(message)
+
+    async def on_error(self, connection: AcceptedWebSocket, error: BaseException) -> None:  # type: ignore[override]
+        await self._wait()
+        self.told.append(type(error))
+
+    async def _wait(self) -> None:
+        for _ in range(self._turns):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 10])
+@pytest.mark.parametrize("end", [CLOSE, b"\x81\x05hello"], ids=["close", "fault"])
+async def test_coroutines_handle_all_that_came_before_the_end(turns: int, end: bytes) -> None:
+    """Whenever they are done: before the transport is gone, or after that."""
+    handler = Later(turns)
+    async with accepting(handler) as served:
+        reader, writer = await served.connect()
+        writer.write(REQUEST)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(3 * HI + end)
+        await reader.read()
+        writer.close()
+        await until(lambda: handler.told and isinstance(handler.told[-1], tuple))
+    told = [entry for entry in handler.told if entry is not RemoteProtocolError]
+    assert told[:4] == ["connect", "hi", "hi", "hi"]
+    assert handler.told.count(RemoteProtocolError) == (end != CLOSE)
+
+
 async def test_who_ends_without_a_word_has_1006() -> None:
     handler = Echo()
     async with accepting(handler) as served:

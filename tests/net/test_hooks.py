@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from laraman.errors import ConnectionClosed, RemoteProtocolError
+from laraman.errors import ConnectionClosed, ConnectionLost, RemoteProtocolError
 from laraman.protocols.framing import Frame, Raw
 from laraman.sandbox.operation import current
 from tests.net.serving import DEADLINE, serving, until
@@ -72,6 +72,29 @@ async def test_what_a_handler_raises_may_be_told_to_a_coroutine() -> None:
         assert served.handler.seen == ["connect", b"a", (ValueError, True), "close"]
         assert served.made[0].close_code == 1011
         assert not served.worker.in_flight
+
+
+async def test_while_a_coroutine_is_told_nothing_more_is_received() -> None:
+    gate = asyncio.Event()
+
+    class Waiting(Recorder):
+        async def on_error(self, connection: Connection, exc: Exception) -> None:
+            self.seen.append(type(exc))
+            with pytest.raises(ConnectionLost):
+                await connection.receive()
+            await gate.wait()
+            await connection.send(b"sorry")
+
+    async with serving(Waiting(), Frame) as served:
+        reader, writer = await served.connect()
+        for _ in range(20):
+            writer.write(b"GET / HTTP/1.1\r\n")
+            await asyncio.sleep(0.005)
+        await until(lambda: RemoteProtocolError in served.handler.seen)
+        gate.set()
+        assert await reader.read() == Frame().send(b"sorry")
+        await until(lambda: served.handler.ended)
+        assert served.handler.seen == ["connect", RemoteProtocolError, "close"]
 
 
 async def test_what_the_peer_broke_is_told() -> None:
