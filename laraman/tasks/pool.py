@@ -160,7 +160,7 @@ class Caller(Connection):
     def on_connect(self, connection: Caller) -> None:
         self._pool.opened(self)
 
-    def _handle_message(self, message: wire.Message) -> None:
+    def on_message(self, connection: Caller, message: wire.Message) -> None:
         op, payload = message
         if op == wire.GONE:
             self._end(NotBegunError())

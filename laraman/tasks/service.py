@@ -26,7 +26,7 @@ from laraman.tasks.performing import perform, raised, result_of
 from laraman.tasks.thread import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from laraman.net.bind import Bind
     from laraman.tasks.declared import Task
@@ -169,7 +169,18 @@ class Served(Connection):
 
     # Its task --------------------------------------------------------------------------------------------------------------------
 
-    def _handle_message(self, message: wire.Message) -> None:
+    def _handle_messages(self, messages: Sequence[wire.Message]) -> None:
+        for message in messages:
+            if self.error is not None:
+                return
+            if self.running is not None:
+                self._keep(message)
+            else:
+                self._begin(message)
+
+    _deliver = _handle_messages
+
+    def _begin(self, message: wire.Message) -> None:
         if self.handler.entrance.running:  # for somebody else who was let in meanwhile
             self.let_go()
             return

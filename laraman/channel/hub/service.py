@@ -57,7 +57,8 @@ class Member(Connection):
         self.client = Client()
         self.unheard: Sequence[Message] = ()
 
-    def _receive(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
+        self.bytes_in += len(data)
         if self.error is not None:
             return
         try:
