@@ -88,6 +88,25 @@ def test_the_full_duplex_example_runs(server: Callable[..., Server]) -> None:
             assert text == "hello"
 
 
+def test_the_example_of_channel_and_tasks_runs(server: Callable[..., Server]) -> None:
+    [code] = [block for block in blocks("python") if "channel.fan_out" in block]
+    running = server("app:app", "--workers", "2", "--task-workers", "1", files={"app.py": code})
+    with httpx.Client(base_url=running.url, timeout=10) as client:
+        assert client.post("/words", params={"text": "tea or tea"}).json() == {"tea": 2, "or": 1}
+        assert [client.post("/search", params={"user": "ada"}).json()["searches"] for _ in range(3)] == [1, 2, 3]
+    with contextlib.ExitStack() as stack:
+        room = f"ws://{running.url.removeprefix('http://')}/rooms/tea"
+        rooms = [stack.enter_context(connect(room, proxy=None)) for _ in range(8)]
+
+        def everybody_hears() -> bool:  # once all of them are in the room
+            rooms[0].send("hello")
+            with contextlib.suppress(TimeoutError):
+                return [other.recv(timeout=0.5) for other in rooms[1:]] == ["hello"] * 7
+            return False
+
+        wait_until(everybody_hears, what="a message from one browser to all others, in whatever worker")
+
+
 def test_the_timers_and_consumers_example_runs(server: Callable[..., Server], tmp_path: Path) -> None:
     [code] = [block for block in blocks("python") if "laraman.supervise" in block]
     store = store_server("redis-server", tmp_path)
