@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from benchmarks.run import ROOT, TICK, Failed, Sample, Target, _free_ports, _kill, _line, _stat, facts, medians
+from benchmarks.run import ROOT, TICK, Failed, Sample, Target, _stat, as_line, facts, free_ports, kill, medians
 from laraman import channel
 from laraman.errors import LinkDown
 
@@ -284,7 +284,7 @@ class Stored:
         self.program = program
         self.directory = directory / program
         self.directory.mkdir()
-        (self.port,) = _free_ports(1)
+        (self.port,) = free_ports(1)
         self.url = f"{program.removesuffix('-server')}://127.0.0.1:{self.port}"
         self.start()
 
@@ -319,7 +319,7 @@ class Stored:
 @contextmanager
 def serving(app: str, directory: Path, *options: str) -> Iterator[tuple[Target, str]]:
     """A server of an application, and the URL of its hub; it is gone afterwards with all its processes."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     place = directory / "laraman"
     place.mkdir()
     command = [sys.executable, "-m", "laraman", "start", app, "--port", str(port), *options]
@@ -336,7 +336,7 @@ def serving(app: str, directory: Path, *options: str) -> Iterator[tuple[Target, 
         with suppress(subprocess.TimeoutExpired):
             process.wait(10)
         for pid in pids:
-            _kill(pid)
+            kill(pid)
         process.wait(10)
 
 
@@ -404,7 +404,7 @@ def compare(scenario: str, peers: list[str], servers: dict[str, tuple[Target, st
             target, url = servers[PEERS[peer][1]]
             sample = measure(target, peer, url, scenario, seconds)
             samples[peer].append(sample)
-            print(f"  {scenario} round {number + 1} {peer}: {_line(sample)}", file=sys.stderr, flush=True)
+            print(f"  {scenario} round {number + 1} {peer}: {as_line(sample)}", file=sys.stderr, flush=True)
     return {peer: medians(found) for peer, found in samples.items()}
 
 

@@ -31,7 +31,7 @@ import uvloop
 import laraman
 from benchmarks import work
 from benchmarks.channel import serving
-from benchmarks.run import Sample, _line, facts, medians
+from benchmarks.run import Sample, as_line, facts, medians
 from laraman.tasks.calling import use
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ async def compare(scenario: str, rounds: int, paths: dict[int, str], executors: 
         for peer in peers[at:] + peers[:at]:
             sample = await SCENARIOS[scenario][peer](paths, executors)
             samples[peer].append(sample)
-            print(f"  {scenario} round {number + 1} {peer}: {_line(sample)}", file=sys.stderr, flush=True)
+            print(f"  {scenario} round {number + 1} {peer}: {as_line(sample)}", file=sys.stderr, flush=True)
     return {peer: medians(found) for peer, found in samples.items()}
 
 
