@@ -23,7 +23,7 @@ from setproctitle import setproctitle
 from laraman import events, log
 from laraman.config.declared import HTTP
 from laraman.errors import ConfigError, LaramanError
-from laraman.process import announce, daemon, handover, opening, privileges, restart, watch
+from laraman.process import announce, daemon, handover, opening, privileges, restart, stopping, watch
 from laraman.process.children import FORK_SECONDS, Child
 from laraman.process.commands import STATS, Commands, timers_in
 from laraman.process.exits import BLAMELESS, Exit, collect, in_words, oom_kills, thread_count
@@ -99,6 +99,7 @@ class Master:
         self.strays: set[int] = set()  # children of this process by accident, which only have to be reaped
         self.phase = "booting"
         self.exit_code = 0
+        self.told_to_stop = 0.0
         self.started = time.time()
         self.restarts = 0
         self.last_roll_error = ""
@@ -230,6 +231,7 @@ class Master:
             self._forgive_a_pause(now)
             self._bury(now)
             end_slots(self)
+            stopping.end_inner(self, now)
             for action in reconcile(self.desired, self.processes, now):
                 self._obey(action, now)
             calm = self._take_stock(now)
@@ -289,22 +291,9 @@ class Master:
             self.phase = "stopping"
             self.exit_code = exit_code
             events.emit(events.ServerStopping(server=self))
-            # Before the workers hear of it: a copy here would keep taking connections that nobody accepts any more.
-            opening.end_watch(self)
-            for bind in self.binds:
-                bind.turn_away()
-                bind.close()
+            stopping.end_outer(self)
             opening.close_inherited(self)
-        for name, wanted in self.desired.items():
-            wanted.count = 0
-            wanted.rolling = False
-            wanted.stop_timeout = None if graceful else self._stop_timeout(name)
-
-    def _stop_timeout(self, name: str) -> float | None:
-        worker = self.workers.get(name)
-        if worker is None:
-            return self.config.timeout_graceful_shutdown
-        return worker.configured(self.config).timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout
+        stopping.give_time(self, graceful, time.monotonic())
 
     def reopen_logs(self) -> None:
         """Open the log files anew, here and in every worker."""
@@ -478,6 +467,8 @@ class Master:
         logger.warning("SIGINT again: %s", "killing what is left" if self._hurried else "running requests are cut off (CTRL+C to kill)")
         for wanted in self.desired.values():
             wanted.at_once, wanted.stop_timeout = self._hurried, 0.0
+            if self._hurried:
+                wanted.count = 0
         self._hurried = True
 
     def _close(self) -> None:

@@ -76,19 +76,14 @@ def watch_inner(master: Master) -> None:
 
 def _wanted(master: Master, name: str, mask: int) -> None:
     master.desired[name].count = 1
-    _end_watch(master, master.workers[name])
+    end_watch(master, master.workers[name])
 
 
-def _end_watch(master: Master, worker: Worker) -> None:
+def end_watch(master: Master, worker: Worker) -> None:
+    """Whether somebody connects does not matter any more. Idempotent."""
     for made in worker.binds[0].sockets if worker.inner and worker.binds else ():
         with suppress(KeyError):
             master.selector.unregister(made)
-
-
-def end_watch(master: Master) -> None:
-    """Nobody is to come any more. Idempotent."""
-    for worker in master.workers.values():
-        _end_watch(master, worker)
 
 
 def _check_places(master: Master) -> None:

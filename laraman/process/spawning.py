@@ -28,11 +28,19 @@ def wanted_of(master: Master, worker: Worker) -> Desired:
         boot_timeout=config.timeout_worker_boot,
         # Whoever develops may stand in a debugger.
         beat_timeout=math.inf if waits or worker.watches_itself else config.timeout_worker_healthcheck,
-        stop_timeout=config.timeout_graceful_shutdown if worker.stop_timeout is None else worker.stop_timeout,
+        stop_timeout=grace_of(master, worker),
         exclusive=worker.exclusive,
         template=worker.template,
         waits=waits,
     )
+
+
+def grace_of(master: Master, worker: Worker | None) -> float | None:
+    """Seconds that a stop of its processes may take; None is no limit. A worker that is declared no more is None."""
+    if worker is not None and worker.stop_timeout is not None:
+        return worker.stop_timeout
+    timeout: float | None = (master.config if worker is None else worker.configured(master.config)).timeout_graceful_shutdown
+    return timeout
 
 
 def new_child(master: Master, worker: Worker, slot: int, generation: int, now: float) -> Child:
