@@ -33,7 +33,7 @@ BACKOFF = Backoff(base=0.05, cap=1.0)
 
 _ERROR = int(Op.ERROR)
 #: What is an answer, as integers: those of an enum are looked up more slowly.
-_ANSWERS = frozenset(map(int, (Op.OK, Op.ERROR, Op.RESULT, Op.FAILURE)))
+_ANSWERS = frozenset(map(int, (Op.OK, Op.ERROR, Op.RESULT)))
 
 #: Whose waiting the hub is told the end of.
 _CANCELLED = frozenset({Op.CALL, Op.CALL_ALL, Op.ACQUIRE, Op.TAKE, Op.WORK, Op.SUBSCRIBE})
@@ -48,7 +48,7 @@ class Gone(LookupError):
 def error_of(fault: str, text: str) -> Exception:
     """What an ERROR of the hub is to who has asked."""
     match fault:
-        case Fault.BUSY | Fault.FAILED | Fault.SLOW:
+        case Fault.BUSY | Fault.FAILED:
             return Busy(text)
         case Fault.METHOD:
             return TaskError("LookupError", text)

@@ -13,12 +13,9 @@ from laraman.channel.interface import ANSWER_SECONDS, Channel
 from laraman.channel.jobs import Job
 from laraman.protocols.hub import (
     COUNT,
-    DROP_OLDEST,
     HELLO_BODY,
     INCREMENT_BODY,
     JOB,
-    LIMIT,
-    POLICIES,
     SECONDS,
     SIZE,
     TOKEN,
@@ -109,7 +106,7 @@ class HubChannel(Channel):
         id = self._line.number()
         self._patterns[id] = pattern
         try:
-            await self._stand(id, Op.SUBSCRIBE, pattern, LIMIT.pack(HUB_QUEUE, POLICIES.index(DROP_OLDEST)))
+            await self._stand(id, Op.SUBSCRIBE, pattern, COUNT.pack(HUB_QUEUE))
         except BaseException:
             del self._patterns[id]
             raise

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
 
-from laraman.channel.encoding import encode, encode_call
 from laraman.channel.jobs import Work
 from laraman.channel.locks import Lock
 from laraman.channel.methods import Methods, result_of
@@ -34,6 +33,7 @@ from laraman.channel.subscription import Message, Subscription
 from laraman.channel.tables import Table
 from laraman.errors import ConnectionClosed, LinkDown
 from laraman.net.current import current_worker
+from laraman.net.encoding import encode, encode_call
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine

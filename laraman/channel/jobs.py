@@ -7,9 +7,9 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from laraman.channel.encoding import decode
 from laraman.channel.names import check_name
 from laraman.errors import ConfigError, LinkDown
+from laraman.net.encoding import decode
 from laraman.net.sending import wake
 
 if TYPE_CHECKING:

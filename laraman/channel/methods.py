@@ -11,8 +11,8 @@ import traceback
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
-from laraman.channel.encoding import decode, encode
 from laraman.errors import Busy, LocalProtocolError, RemoteProtocolError, TaskError
+from laraman.net.encoding import decode, encode
 from laraman.sandbox.operation import TASK, Operation
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from laraman.channel.encoding import decode
 from laraman.channel.methods import raised
 from laraman.errors import LinkDown, LocalProtocolError, RemoteProtocolError
+from laraman.net.encoding import decode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -6,9 +6,9 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from laraman.channel.encoding import decode
 from laraman.channel.names import check_pattern
 from laraman.errors import Busy, ConfigError
+from laraman.net.encoding import decode
 from laraman.net.sending import wake
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from laraman.channel.encoding import decode, encode
 from laraman.channel.names import check_key, check_name
 from laraman.errors import LocalProtocolError
+from laraman.net.encoding import decode, encode
 
 if TYPE_CHECKING:
     from laraman.channel.interface import Channel

@@ -28,9 +28,6 @@ MAX_NAME_SIZE = 65535
 #: (op, id, name, body)
 Message = tuple[int, int, str, bytes]
 
-#: What a subscriber's full queue does with a message more.
-DROP_OLDEST, DROP_NEWEST, CLOSE = POLICIES = ("drop_oldest", "drop_newest", "close")
-
 
 @unique
 class Op(IntEnum):
@@ -49,12 +46,12 @@ class Op(IntEnum):
     PUBLISH = 10
     """C: name: topic, body: data. OK, body: COUNT(subscriptions that it went to)."""
     SUBSCRIBE = 11
-    """C: name: pattern, body: LIMIT(messages, index in POLICIES): what the hub keeps while this client does not read. OK; then MESSAGE with this
-    ``id``."""
+    """C: name: pattern, body: COUNT(messages): how many the hub keeps while this client does not read, the newest. OK; then MESSAGE with
+    this ``id``."""
     MESSAGE = 12
     """H: ``id``: the subscription, name: topic, body: data."""
     DROPPED = 13
-    """H: ``id``: the subscription, body: COUNT(messages that its policy has dropped since it was last told)."""
+    """H: ``id``: the subscription, body: COUNT(messages for which there was no room since it was last told)."""
 
     PUT = 20
     """C: name: queue, body: text(key or "") + data. OK, body: JOB(number, 0), when it is in the journal; of a key that is in the queue already, that
@@ -71,21 +68,17 @@ class Op(IntEnum):
     """C: it is still being worked on: its visibility begins anew; name: queue, body: JOB(number, attempt). Answered as ACK."""
     TAKE = 26
     """C: consume, but no more than prefetch jobs in all; else as WORK. CANCEL takes none of them away."""
-    DEPTH = 27
-    """C: name: queue. OK, body: DEPTHS(waiting, delayed, given)."""
 
     METHODS = 30
     """C: the methods that this process answers from now on, instead of those it said before; body: their names, joined by LF. OK."""
     CALL = 31
-    """C: name: "method@group" (any member) or "method@group[slot]"; body: SECONDS(until nobody waits) + data. Answered by RESULT, FAILURE or ERROR.
+    """C: name: "method@group" (any member) or "method@group[slot]"; body: SECONDS(until nobody waits) + data. Answered by RESULT or ERROR.
     H: to a member; ``id``: the hub's own, name: method, body: data."""
     CALL_ALL = 32
-    """C: the same to every member of a group. First OK, body: COUNT(members), then as many times RESULT, FAILURE or ERROR, the member in ``name``:
+    """C: the same to every member of a group. First OK, body: COUNT(members), then as many times RESULT or ERROR, the member in ``name``:
     "group[slot]" (of ERROR: in front of its text, "group[slot]: ...")."""
     RESULT = 33
-    """C: ``id``: the CALL's, body: data. H: ``id``: the caller's."""
-    FAILURE = 34
-    """The same for what a method raised."""
+    """C: ``id``: the CALL's, body: data. H: ``id``: the caller's. That the method raised is in the data."""
 
     GET = 40
     """C: name: table, body: text(key). OK, body: the value, see ``pack_value``."""
@@ -121,8 +114,6 @@ class Fault:
     METHOD = "method"
     #: The job or lock is no longer the client's.
     GONE = "gone"
-    #: Closed by its own policy: the subscriber did not read.
-    SLOW = "slow"
     #: The call's time is over.
     LATE = "late"
     #: The question makes no sense: a bug of the client.
@@ -132,11 +123,9 @@ class Fault:
 
 
 HELLO_BODY = Struct("!BiI")
-LIMIT = Struct("!IB")
 COUNT = Struct("!I")
 WORK_BODY = Struct("!dI")
 JOB = Struct("!QI")
-DEPTHS = Struct("!III")
 SECONDS = Struct("!d")
 INCREMENT_BODY = Struct("!qd")
 SIZE = Struct("!I")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laraman import events
-from laraman.channel.encoding import decode, encode, encode_call
 from laraman.channel.methods import Methods, result_of
 from laraman.errors import Busy, RemoteProtocolError, TaskError
 from laraman.events import TaskReceived, TaskTerminated
+from laraman.net.encoding import decode, encode, encode_call
 from laraman.sandbox.operation import current
 from tests.net.serving import a_worker, until
 

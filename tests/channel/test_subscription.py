@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from laraman.channel.encoding import encode
 from laraman.channel.interface import Channel
 from laraman.errors import Busy, ConfigError, ConnectionClosed, LinkDown, RemoteProtocolError
+from laraman.net.encoding import encode
 from tests.net.serving import until
 
 if TYPE_CHECKING:

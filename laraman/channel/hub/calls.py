@@ -142,16 +142,10 @@ class Calls:
         self._outbox.say(member, frame(Op.CALL, number, method, data))
 
     def result(self, client: Client, id: int, name: str, body: bytes, now: float) -> None:
-        self._answer(client, id, Op.RESULT, body)
-
-    def failure(self, client: Client, id: int, name: str, body: bytes, now: float) -> None:
-        self._answer(client, id, Op.FAILURE, body)
-
-    def _answer(self, member: Client, number: int, op: Op, body: bytes) -> None:
-        call = member.serving.get(number)
+        call = client.serving.get(id)
         if call is not None:  # else it was cancelled meanwhile
             self._end(call)
-            self._outbox.say(call.caller, frame(op, call.id, str(member) if call.to_all else "", body))
+            self._outbox.say(call.caller, frame(Op.RESULT, call.id, str(client) if call.to_all else "", body))
 
     def _refuse(self, call: Call, fault: str, text: str) -> None:
         self._end(call)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from laraman.channel.hub.records import done_record, put_record
 from laraman.errors import RemoteProtocolError
-from laraman.protocols.hub import DEPTHS, JOB, SECONDS, WORK_BODY, Fault, Op, frame, take, take_text
+from laraman.protocols.hub import JOB, SECONDS, WORK_BODY, Fault, Op, frame, take, take_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -313,14 +313,6 @@ class Queues:
         job.due = now + consumer.visibility
         consumer.held[job.number] = job
         self._outbox.answer(client, id)
-
-    def depth(self, client: Client, id: int, name: str, body: bytes, now: float) -> None:
-        queue = self._queues.get(name)
-        held = delayed = 0
-        if queue is not None:
-            held = sum(1 for job in queue.jobs.values() if job.consumer is not None)
-            delayed = sum(1 for _, number in queue.delayed if number in queue.jobs)
-        self._outbox.answer(client, id, DEPTHS.pack(0 if queue is None else len(queue.jobs) - held - delayed, delayed, held))
 
     # Ends ------------------------------------------------------------------------------------------------------------------------
 

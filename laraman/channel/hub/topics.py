@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from laraman.errors import RemoteProtocolError
-from laraman.protocols.hub import CLOSE, COUNT, DROP_NEWEST, LIMIT, POLICIES, Fault, Op, frame, head, sized, take
+from laraman.protocols.hub import COUNT, Op, frame, head, sized, take
 
 if TYPE_CHECKING:
     from laraman.channel.hub.clients import Client, Outbox
@@ -24,32 +24,25 @@ _MESSAGE = int(Op.MESSAGE)
 class Subscription:
     """One of a client's. What waits are the ends of frames, whose heads say the rest."""
 
-    __slots__ = ("client", "dropped", "id", "limit", "pattern", "policy", "size", "waiting")
+    __slots__ = ("client", "dropped", "id", "limit", "pattern", "size", "waiting")
 
-    def __init__(self, client: Client, id: int, pattern: str, limit: int, policy: str) -> None:
+    def __init__(self, client: Client, id: int, pattern: str, limit: int) -> None:
         self.client = client
         self.id = id
         self.pattern = pattern
         self.limit = limit
-        self.policy = policy
         self.waiting: deque[bytes] = deque()
         self.size = 0  # bytes of what waits
         self.dropped = 0
 
-    def keep(self, rest: bytes) -> bool:
-        """A message that cannot be sent now waits, or the policy decides. False when that is the end of the subscription."""
+    def keep(self, rest: bytes) -> None:
+        """A message that cannot be sent now waits; the oldest go when there is no room."""
         waiting = self.waiting
-        if len(waiting) < self.limit and self.size + len(rest) <= MAX_WAITING:
-            waiting.append(rest)
-            self.size += len(rest)
-            return True
-        if self.policy == CLOSE:
-            return False
-        self.dropped += 1
-        if self.policy == DROP_NEWEST or not waiting:
-            return True
-        self.size -= len(waiting.popleft())
-        return self.keep(rest)
+        waiting.append(rest)
+        self.size += len(rest)
+        while len(waiting) > self.limit or self.size > MAX_WAITING:
+            self.size -= len(waiting.popleft())
+            self.dropped += 1
 
 
 class Topics:
@@ -74,8 +67,7 @@ class Topics:
             for subscription in subscriptions:
                 subscriber = subscription.client
                 if subscriber.full:
-                    if not subscription.keep(rest):
-                        self._end_slow(subscription)
+                    subscription.keep(rest)
                     continue
                 out = subscriber.out
                 if not out:
@@ -95,11 +87,11 @@ class Topics:
 
     def subscribe(self, client: Client, id: int, name: str, body: bytes, now: float) -> None:
         client.check_new(id)
-        limit, policy = take(LIMIT, body)
+        (limit,) = take(COUNT, body)
         words = name.split(".")
-        if limit < 1 or policy >= len(POLICIES) or not all(words) or ">" in words[:-1]:
-            raise RemoteProtocolError(f"{name!r} cannot be subscribed to, with {limit} messages and policy {policy}")
-        subscription = client.subscriptions[id] = Subscription(client, id, name, limit, POLICIES[policy])
+        if limit < 1 or not all(words) or ">" in words[:-1]:
+            raise RemoteProtocolError(f"{name!r} cannot be subscribed to, with {limit} messages")
+        subscription = client.subscriptions[id] = Subscription(client, id, name, limit)
         if "*" in words or ">" in words:
             self._patterns.append((words, subscription))
         else:
@@ -119,14 +111,6 @@ class Topics:
         else:
             self._patterns = [entry for entry in self._patterns if entry[1] is not subscription]
         self._found.clear()
-
-    def _end_slow(self, subscription: Subscription) -> None:
-        """It goes when this message has been given to the others, who are being gone through."""
-        client = subscription.client
-        self.cancel(client, subscription.id, 0.0)
-        for frame_ in _frames(subscription):
-            self._outbox.say(client, frame_)
-        self._outbox.refuse(client, subscription.id, Fault.SLOW, f"{subscription.limit} messages of {subscription.pattern} waited to be read")
 
     def resume(self, client: Client) -> bool:
         """A client reads again: send it some of what waits. Whether that is all of it."""
@@ -148,10 +132,6 @@ class Topics:
     def lost(self, client: Client, now: float) -> None:
         for id in tuple(client.subscriptions):
             self.cancel(client, id, now)
-
-
-def _frames(subscription: Subscription) -> list[bytes]:
-    return [head(_MESSAGE, subscription.id, len(rest)) + rest for rest in subscription.waiting]
 
 
 def _match(pattern: list[str], words: list[str]) -> bool:

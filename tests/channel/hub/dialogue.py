@@ -6,7 +6,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from laraman.protocols.hub import DEPTHS, HELLO_BODY, JOB, VERSION, Hub, Message, Op, frame, text
+from laraman.protocols.hub import HELLO_BODY, JOB, VERSION, WORK_BODY, Hub, Message, Op, frame, text
 from tests.conftest import DEADLINE
 
 if TYPE_CHECKING:
@@ -51,10 +51,15 @@ class Dialogue:
         assert op == Op.OK, (fault, body)
         return int(JOB.unpack(body)[0])
 
-    def depth(self, queue: str) -> tuple[int, int, int]:
-        """Waiting, delayed, given."""
-        waiting, delayed, given = DEPTHS.unpack(self.ask(Op.DEPTH, 8, queue)[3])
-        return waiting, delayed, given
+    def waiting(self, queue: str) -> int:
+        """Jobs that are to be had. They are taken, and given back."""
+        before = len(self.heard)
+        self.ask(Op.WORK, 8, queue, WORK_BODY.pack(30.0, 1000))
+        self.ask(Op.KEYS, 7)  # what is given comes before this is answered
+        count = len(self.heard) - before
+        del self.heard[before:]
+        self.socket.sendall(frame(Op.CANCEL, 8, "", b""))
+        return count
 
     def close(self) -> None:
         self.socket.close()

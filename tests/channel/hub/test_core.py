@@ -5,11 +5,10 @@ import pytest
 from laraman.channel.hub.clients import Client
 from laraman.channel.hub.topics import CHUNK
 from laraman.errors import RemoteProtocolError
-from laraman.protocols.hub import COUNT, HELLO_BODY, LIMIT, POLICIES, SECONDS, VERSION, Op
+from laraman.protocols.hub import COUNT, HELLO_BODY, SECONDS, VERSION, Op
 from tests.channel.hub.books import Books
 
 OK = Op.OK
-OLDEST, NEWEST, CLOSE = range(len(POLICIES))
 
 
 @pytest.fixture
@@ -17,8 +16,8 @@ def books() -> Books:
     return Books()
 
 
-def subscribe(books: Books, client: Client, id: int, pattern: str, limit: int = 10, policy: int = OLDEST) -> None:
-    assert books.ask(client, Op.SUBSCRIBE, id, pattern, LIMIT.pack(limit, policy)) == [(OK, id, "", b"")]
+def subscribe(books: Books, client: Client, id: int, pattern: str, limit: int = 10) -> None:
+    assert books.ask(client, Op.SUBSCRIBE, id, pattern, COUNT.pack(limit)) == [(OK, id, "", b"")]
 
 
 def publish(books: Books, client: Client, topic: str, data: bytes) -> int:
@@ -44,10 +43,9 @@ def test_hello_comes_first(books: Books) -> None:
         (99, "", b""),
         (Op.HELLO, "again", HELLO_BODY.pack(VERSION, 0, 1)),
         (Op.SUBSCRIBE, "a", b""),
-        (Op.SUBSCRIBE, "a.>.b", LIMIT.pack(1, 0)),
-        (Op.SUBSCRIBE, "a..b", LIMIT.pack(1, 0)),
-        (Op.SUBSCRIBE, "a", LIMIT.pack(0, 0)),
-        (Op.SUBSCRIBE, "a", LIMIT.pack(1, 9)),
+        (Op.SUBSCRIBE, "a.>.b", COUNT.pack(1)),
+        (Op.SUBSCRIBE, "a..b", COUNT.pack(1)),
+        (Op.SUBSCRIBE, "a", COUNT.pack(0)),
         (Op.PUT, "q", b"\0\5k"),
         (Op.WORK, "q", b""),
         (Op.ACK, "q", b"1"),
@@ -68,8 +66,8 @@ def test_nonsense_is_told_so_and_nothing_else_happens(books: Books, op: int, nam
 def test_an_id_goes_for_one_thing(books: Books) -> None:
     client = books.join()
     subscribe(books, client, 7, "a")
-    assert [message[2] for message in books.ask(client, Op.SUBSCRIBE, 7, "b", LIMIT.pack(1, 0))] == ["bad"]
-    assert [message[2] for message in books.ask(client, Op.SUBSCRIBE, 0, "b", LIMIT.pack(1, 0))] == ["bad"]
+    assert [message[2] for message in books.ask(client, Op.SUBSCRIBE, 7, "b", COUNT.pack(1))] == ["bad"]
+    assert [message[2] for message in books.ask(client, Op.SUBSCRIBE, 0, "b", COUNT.pack(1))] == ["bad"]
 
 
 # Topics ---------------------------------------------------------------------------------------------------------------------------
@@ -109,10 +107,9 @@ def test_each_subscription_gets_its_own(books: Books) -> None:
     assert publish(books, other, "a.b", b"x") == 1
 
 
-@pytest.mark.parametrize(("policy", "kept", "dropped"), [(OLDEST, [b"3", b"4"], 3), (NEWEST, [b"0", b"1"], 3)])
-def test_who_does_not_read_gets_what_its_policy_keeps(books: Books, policy: int, kept: list[bytes], dropped: int) -> None:
+def test_who_does_not_read_gets_the_newest(books: Books) -> None:
     slow, quick, publisher = books.join(), books.join(), books.join()
-    subscribe(books, slow, 2, "t", limit=2, policy=policy)
+    subscribe(books, slow, 2, "t", limit=2)
     subscribe(books, quick, 2, "t", limit=1)
     slow.full = True
     for i in range(5):
@@ -120,20 +117,8 @@ def test_who_does_not_read_gets_what_its_policy_keeps(books: Books, policy: int,
     assert books.hear(slow) == []
     assert [body for _, _, _, body in books.hear(quick)] == [b"0", b"1", b"2", b"3", b"4"], "the others do not notice"
     books.core.resume(slow, books.now)
-    assert books.hear(slow) == [(Op.DROPPED, 2, "", COUNT.pack(dropped)), *((Op.MESSAGE, 2, "t", body) for body in kept)]
+    assert books.hear(slow) == [(Op.DROPPED, 2, "", COUNT.pack(3)), *((Op.MESSAGE, 2, "t", body) for body in (b"3", b"4"))]
     assert not slow.full
-
-
-def test_who_does_not_read_is_closed_if_it_wants_that(books: Books) -> None:
-    slow, publisher = books.join(), books.join()
-    subscribe(books, slow, 2, "t", limit=2, policy=CLOSE)
-    slow.full = True
-    for i in range(3):
-        publish(books, publisher, "t", b"%d" % i)
-    *kept, (op, id, fault, _) = books.hear(slow)
-    assert [body for _, _, _, body in kept] == [b"0", b"1"]
-    assert (op, id, fault) == (Op.ERROR, 2, "slow")
-    assert publish(books, publisher, "t", b"x") == 0
 
 
 def test_what_waited_is_sent_in_portions_and_in_order(books: Books) -> None:
@@ -202,12 +187,12 @@ def test_all_are_called_and_each_answers_for_itself(books: Books) -> None:
     caller, first, second, third = books.join(), member(books, 0, "f"), member(books, 1, "f"), member(books, 2, "f")
     member(books, 3, "g")
     assert books.call(caller, 5, "f@http", b"x", op=Op.CALL_ALL) == [(OK, 5, "", COUNT.pack(3))]
-    for client, op in ((first, Op.RESULT), (second, Op.FAILURE)):
+    for client in (first, second):
         ((_, number, _, _),) = books.hear(client)
-        books.ask(client, op, number, "", b"answer")
+        books.ask(client, Op.RESULT, number, "", b"answer")
     books.core.lost(third, books.now)
     answers = books.hear(caller)
-    assert answers[:2] == [(Op.RESULT, 5, "http[0]", b"answer"), (Op.FAILURE, 5, "http[1]", b"answer")]
+    assert answers[:2] == [(Op.RESULT, 5, "http[0]", b"answer"), (Op.RESULT, 5, "http[1]", b"answer")]
     assert answers[2][:3] == (Op.ERROR, 5, "down")
     assert answers[2][3].startswith(b"http[2]: ")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from laraman.protocols.hub import COUNT, HELLO_BODY, JOB, LIMIT, MAX_FRAME_SIZE, VERSION, WORK_BODY, Op, frame, text
+from laraman.protocols.hub import COUNT, HELLO_BODY, JOB, MAX_FRAME_SIZE, VERSION, WORK_BODY, Op, frame, text
 from tests.channel.hub.dialogue import Dialogue, greeted
 from tests.conftest import DEADLINE, Server, wait_until
 
@@ -77,7 +77,7 @@ def test_it_is_killed_with_full_queues_and_nothing_is_lost(running: Server, path
     before = hub(running)
     os.kill(before, signal.SIGKILL)
     with closing(greeted(path)) as again:
-        assert again.depth("q") == (195, 0, 0)
+        assert again.waiting("q") == 195
         late = again.ask(Op.ACK, 3, "q", given[5][: JOB.size])
         assert late[0] == Op.OK, "who had it before is believed while nobody else has it"
         assert again.put("q", b"new") > max(numbers)
@@ -91,13 +91,13 @@ def test_queues_survive_a_restart_a_reload_and_a_stop(running: Server, path: Pat
     client.put("q", b"x")
     before = hub(running)
     assert running.cli("reload").returncode == 0
-    assert client.depth("q") == (1, 0, 0)
+    assert client.waiting("q") == 1
     assert hub(running) == before
     assert running.cli("restart").returncode == 0
     with pytest.raises((EOFError, ConnectionError)):
         client.hear()
     with closing(greeted(path)) as again:
-        assert again.depth("q") == (1, 0, 0)
+        assert again.waiting("q") == 1
     assert hub(running) != before
     assert running.stop() == 0
     assert not path.exists()
@@ -115,7 +115,7 @@ def test_nothing_is_left_of_queues_that_are_done(running: Server, path: Path, cl
 def test_a_subscriber_that_never_reads_disturbs_nobody(path: Path, client: Dialogue) -> None:
     with closing(Dialogue(path)) as quick, closing(Dialogue(path)) as slow:
         for subscriber in (quick, slow):
-            assert subscriber.ask(Op.SUBSCRIBE, 2, "t.*", LIMIT.pack(100, 0))[0] == Op.OK
+            assert subscriber.ask(Op.SUBSCRIBE, 2, "t.*", COUNT.pack(100))[0] == Op.OK
         data, count = bytes(10_000), 2000
         heard: list[int] = []
 
@@ -179,7 +179,7 @@ def test_what_is_no_client_is_sent_away(running: Server, path: Path, client: Dia
         with pytest.raises((EOFError, ConnectionError)):
             stranger.hear()
     wait_until(lambda: why in running.output, what="a line in the log")
-    assert client.depth("q") == (0, 0, 0)
+    assert client.waiting("q") == 0
 
 
 def test_it_cannot_be_scaled(running: Server, client: Dialogue) -> None:
@@ -198,7 +198,7 @@ def test_faults_of_the_application_are_not_its_own(server: Callable[..., Server]
     (running.directory / "heard.py").write_text("raise ValueError")
     os.kill(hub(running), signal.SIGKILL)
     with closing(greeted(path)) as client:
-        assert client.depth("q") == (1, 0, 0)
+        assert client.waiting("q") == 1
 
 
 VISITOR = """
