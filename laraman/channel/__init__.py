@@ -57,7 +57,7 @@ def current() -> Channel:
 
 def _made_for(worker: Any) -> Channel:
     if worker is None:
-        raise ConfigError("this process is no worker: channel.connect(url) is for other programs")
+        raise ConfigError("this process is no worker, or this thread no task of one: channel.connect(url) is for other programs")
     url = worker.config.channel
     if not url:
         if "hub" not in worker.inner_paths:

@@ -146,10 +146,13 @@ class HubChannel(Channel):
                 job = await future
         except BaseException as exc:
             self._line.forget(id)  # what comes nevertheless is given back
+            came = [future.result()] if future.done() and not future.cancelled() else []
             if not isinstance(exc, TimeoutError):
+                for job in came:
+                    self._give_back(job.queue, *job.handle)
                 raise
-            if future.done() and not future.cancelled():
-                return [future.result()]
+            if came:
+                return came
             await self._line.room(0.0)  # else that is why
             return []
         finally:
@@ -183,7 +186,10 @@ class HubChannel(Channel):
         if taker is not None and not taker.done():
             taker.set_result(Job(self, name, str(number), payload, attempt, visibility, (number, attempt)))
         else:
-            self._line.say(frame(Op.NACK, 0, name, JOB.pack(number, attempt) + SECONDS.pack(0.0)))
+            self._give_back(name, number, attempt)
+
+    def _give_back(self, queue: str, number: int, attempt: int) -> None:
+        self._line.say(frame(Op.NACK, 0, queue, JOB.pack(number, attempt) + SECONDS.pack(0.0)))
 
     async def _ack(self, job: Job) -> bool:
         return await self._settle(Op.ACK, job)
@@ -276,6 +282,8 @@ class HubChannel(Channel):
             return None
         except asyncio.CancelledError:
             self._give_up(id, name)
+            if question.future.done() and not question.future.cancelled() and question.future.exception() is None:
+                self._hear_late_ok(id, "", question.future.result())
             raise
         return int(take(TOKEN, answer)[0])
 

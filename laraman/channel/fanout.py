@@ -35,25 +35,28 @@ async def fan_out(channel: Channel, websocket: Any, topic: str, *, publish: bool
         async def send() -> None:
             nonlocal failure
             try:
-                async for message in subscription:
-                    data = message.data
-                    kind = "bytes" if isinstance(data, bytes) else "text"
-                    sent = data if isinstance(data, (str, bytes)) else json.dumps(data, default=str)
-                    await websocket.send({"type": "websocket.send", kind: sent})
-                group.cancel_scope.cancel()
-            except Busy:
-                await websocket.send({"type": "websocket.close", "code": 1013, "reason": "too slow"})
+                try:
+                    async for message in subscription:
+                        data = message.data
+                        kind = "bytes" if isinstance(data, bytes) else "text"
+                        sent = data if isinstance(data, (str, bytes)) else json.dumps(data, default=str)
+                        await websocket.send({"type": "websocket.send", kind: sent})
+                except Busy:
+                    await websocket.send({"type": "websocket.close", "code": 1013, "reason": "too slow"})
                 group.cancel_scope.cancel()
             except Exception as exc:  # mostly it is gone, which is about to be received
                 failure = exc
                 group.cancel_scope.deadline = anyio.current_time() + GONE_SECONDS
 
         group.start_soon(send)
-        while (received := await websocket.receive())["type"] != "websocket.disconnect":
-            if publish:
-                data = received.get("text")
-                await channel.publish(topic, received["bytes"] if data is None else data)
-        failure = None
+        try:
+            while (received := await websocket.receive())["type"] != "websocket.disconnect":
+                if publish:
+                    data = received.get("text")
+                    await channel.publish(topic, received["bytes"] if data is None else data)
+            failure = None
+        except Exception as exc:  # to be raised by itself, not in a group
+            failure = exc
         group.cancel_scope.cancel()
     if failure is not None:
         raise failure

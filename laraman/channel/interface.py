@@ -28,10 +28,10 @@ import anyio
 from laraman.channel.jobs import Work
 from laraman.channel.locks import Lock
 from laraman.channel.methods import Methods, result_of
-from laraman.channel.names import check_key, check_method, check_name, parse_member
+from laraman.channel.names import check_key, check_method, check_name, check_seconds, parse_member
 from laraman.channel.subscription import Message, Subscription
 from laraman.channel.tables import Table
-from laraman.errors import ConnectionClosed, LinkDown
+from laraman.errors import Busy, ConfigError, ConnectionClosed, LinkDown, TaskError
 from laraman.net.current import current_worker
 from laraman.net.encoding import encode, encode_call
 
@@ -79,7 +79,8 @@ class Channel:
         self._pulling: dict[Work, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening: asyncio.Task[None] | None = None
-        self._open_now = self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # while it is open
+        self._closed = False
 
     # What an application does ----------------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ class Channel:
         """
         check_name(topic)
         payload = encode(data)
-        if not self._open_now:
+        if self._loop is not asyncio.get_running_loop():
             await self._ready()
         await self._publish(topic, payload)
 
@@ -146,8 +147,8 @@ class Channel:
         it ended meanwhile, or the backend is away, and Busy when it has too much to do.
         """
         name, slot = parse_member(member)
-        payload = encode_call(args, kwargs, timeout)
-        if not self._open_now:
+        payload = encode_call(args, kwargs, check_seconds(timeout, "timeout"))
+        if self._loop is not asyncio.get_running_loop():
             await self._ready()
         if self.worker is not None and self.worker.sandbox.serial:
             return result_of(await self._out_of_turn(self._call, name, slot, check_method(method), payload, timeout))
@@ -157,8 +158,11 @@ class Channel:
         """The same in all processes of the worker at once: results in the order of slots, and exceptions where there is none."""
         name, slot = parse_member(member)
         if slot is not None:
-            return [await self.call(member, method, *args, timeout=timeout, **kwargs)]
-        payload = encode_call(args, kwargs, timeout)
+            try:
+                return [await self.call(member, method, *args, timeout=timeout, **kwargs)]
+            except (TaskError, TimeoutError, Busy) as exc:
+                return [exc]
+        payload = encode_call(args, kwargs, check_seconds(timeout, "timeout"))
         await self._ready()
         answers: list[bytes | Exception] = await self._out_of_turn(self._call_all, name, check_method(method), payload, timeout)
         return [_result_or_error(answer) for answer in answers]
@@ -184,7 +188,7 @@ class Channel:
     def add_method(self, name: str, function: F) -> F:
         """The same for any function. One that is there already is replaced."""
         self.methods[check_method(name)] = function
-        if self._open_now:
+        if self._loop is not None:
             self._soon(self._serve(list(self.methods)))
         return function
 
@@ -205,11 +209,14 @@ class Channel:
         await self.close()
 
     async def _ready(self) -> Channel:
-        """Open it if it is not; who comes first does, for all. Raises ConnectionClosed when it is closed."""
-        if self._open_now:
+        """Open it if it is not; who comes first does, for all. Raises ConnectionClosed when it is closed, ConfigError in another event loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
             return self
         if self._closed:
             raise ConnectionClosed("the channel is closed")
+        if self._loop is not None or (self._opening is not None and self._opening.get_loop() is not loop):
+            raise ConfigError("the channel belongs to another event loop: anyio.from_thread.run and asyncio.run_coroutine_threadsafe reach that")
         if self._opening is None or self._opening.done():
             # In a context of its own: what lives on is no part of the operation that needs it first.
             context = None if self.worker is None else self.worker.sandbox.outside()
@@ -219,7 +226,7 @@ class Channel:
 
     async def _begin(self) -> None:
         await self._open()
-        self._open_now = True
+        self._loop = asyncio.get_running_loop()
         if self.worker is not None:
             self.worker.tasks.start_soon(self._close_at_the_end, name="channel")
         if self.methods:
@@ -237,7 +244,7 @@ class Channel:
         if self._closed:
             return
         self._closed = True
-        was_open, self._open_now = self._open_now, False
+        was_open, self._loop = self._loop is not None, None
         for watched in self._watched.values():
             for subscription in watched.subscriptions:
                 subscription.end()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from laraman.channel.names import check_name
 from laraman.errors import ConfigError, LinkDown
 from laraman.net.encoding import decode
-from laraman.net.sending import wake
 
 if TYPE_CHECKING:
     from laraman.channel.interface import Channel
@@ -52,7 +51,7 @@ class Job:
     async def ack(self) -> bool:
         """It is done: nobody gets it again. False when somebody else had it by then, where the backend can tell.
 
-        Raises LinkDown when the backend could not be told; then it will be given again.
+        Raises LinkDown when the backend could not be told, Busy when it cannot write that down; then it may be given again.
         """
         self._settled()
         return await self._channel._ack(self)
@@ -73,11 +72,11 @@ class Job:
 
 
 class Work:
-    """A consumer of a queue. Made by ``channel.work``; leaving it gives back what is not acknowledged."""
+    """A consumer of a queue. Made by ``channel.work``; leaving it gives back what is not acknowledged. Any number of tasks may iterate."""
 
     def __init__(self, channel: Channel, queue: str, visibility: float, prefetch: int) -> None:
-        if visibility <= 0 or prefetch < 1:
-            raise ConfigError(f"work of {queue!r}: visibility and prefetch must be positive")
+        if not visibility > 0 or not isinstance(prefetch, int) or prefetch < 1:
+            raise ConfigError(f"work of {queue!r}: visibility and prefetch must be positive, and prefetch an int")
         self.queue = check_name(queue, "queue")
         self.visibility = visibility
         self.prefetch = prefetch
@@ -85,11 +84,14 @@ class Work:
         self.held: set[Job] = set()
         self._channel = channel
         self._ready: deque[Job] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = asyncio.Event()
         self._vacancy = asyncio.Event()
-        self._over = False
+        self._entered = self._over = False
 
     async def __aenter__(self) -> Work:
+        if self._entered:
+            raise RuntimeError(f"work of {self.queue} is entered once")
+        self._entered = True
         await self._channel._enter(self)
         return self
 
@@ -110,11 +112,13 @@ class Work:
         return self
 
     async def __anext__(self) -> Job:
+        if not self._entered:
+            raise RuntimeError(f"work of {self.queue} is entered before it is iterated over: async with channel.work(...) as jobs")
         while not self._ready:
             if self._over:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self._news.clear()
+            await self._news.wait()
         return self._ready.popleft()
 
     # What the channel tells and asks it ------------------------------------------------------------------------------------------
@@ -124,7 +128,7 @@ class Work:
         job.work = self
         self.held.add(job)
         self._ready.append(job)
-        wake(self._waiter)
+        self._news.set()
 
     def settled(self, job: Job) -> None:
         self.held.discard(job)
@@ -140,7 +144,7 @@ class Work:
         """No more jobs; those that were not taken are not given out."""
         self._over = True
         self._ready.clear()
-        wake(self._waiter)
+        self._news.set()
 
     async def room(self) -> int:
         """For how many jobs there is room, as soon as there is any; those whose time is over are somebody else's."""

@@ -26,18 +26,21 @@ class Lock:
     """
 
     def __init__(self, channel: Channel, name: str, lease: float, timeout: float) -> None:
-        if lease <= 0 or timeout <= 0:
+        if not lease > 0 or not timeout > 0:
             raise ConfigError(f"lock {name!r}: lease and timeout must be positive")
         self.name = check_name(name, "lock")
         self.token = 0
         self._channel = channel
         self._lease = lease
         self._timeout = timeout
-        self._lost = False
+        self._entered = self._lost = False
         self._scope = anyio.CancelScope()
         self._renewing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Lock:
+        if self._entered:
+            raise RuntimeError(f"lock {self.name} is entered once: laraman.lock(...) for each time")
+        self._entered = True
         loop = asyncio.get_running_loop()
         begun = loop.time()
         token = await (await self._channel._ready())._acquire(self.name, self._lease, self._timeout)

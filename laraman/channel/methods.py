@@ -57,7 +57,7 @@ class Methods:
             args, kwargs, seconds = decode(payload)
             seconds = float(seconds)
             result, operation, context = self._begin(function, method, args, kwargs)
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
             reply(raised(exc))
             return None
         if type(result) in _PLAIN or not isawaitable(result):
@@ -95,8 +95,9 @@ class Methods:
         try:
             async with asyncio.timeout(seconds) as limit:
                 answer = _returned(method, await waiting)
-        except Exception as exc:
-            if limit.expired():
+        except (Exception, asyncio.CancelledError) as exc:
+            task = asyncio.current_task()
+            if limit.expired() or (task is not None and task.cancelling()):
                 return  # nobody waits for it any longer
             answer = raised(exc)
         finally:
@@ -129,7 +130,7 @@ def _returned(method: str, result: Any) -> bytes:
         return raised(exc)
 
 
-def raised(exc: Exception) -> bytes:
+def raised(exc: BaseException) -> bytes:
     """The answer of a call that raised."""
     kind = type(exc)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

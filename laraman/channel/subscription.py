@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from laraman.channel.names import check_pattern
 from laraman.errors import Busy, ConfigError
 from laraman.net.encoding import decode
-from laraman.net.sending import wake
 
 if TYPE_CHECKING:
     from laraman.channel.interface import Channel
@@ -43,7 +42,7 @@ class Subscription:
     """The messages of the topics that match ``pattern``, from when it is entered. Made by ``channel.subscribe``.
 
     ``dropped`` counts the messages for which there was no room, ``gaps`` how often the backend was away, so that messages may have been missed.
-    The iteration ends when the subscription or the channel is closed. One task iterates.
+    The iteration ends when the subscription or the channel is closed. Any number of tasks may iterate: each message is given to one.
     """
 
     def __init__(self, channel: Channel, pattern: str, limit: int, overflow: str) -> None:
@@ -58,7 +57,7 @@ class Subscription:
         self._limit = limit
         self._overflow = overflow
         self._queue: deque[Message] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = asyncio.Event()
         self._entered = self._over = False
         self._error: Busy | None = None
 
@@ -86,8 +85,8 @@ class Subscription:
                 raise self._error
             if self._over:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self._news.clear()
+            await self._news.wait()
         return self._queue.popleft()
 
     async def close(self) -> None:
@@ -105,7 +104,7 @@ class Subscription:
         if len(self._queue) >= self._limit and not self._make_room():
             return
         self._queue.append(message)
-        wake(self._waiter)
+        self._news.set()
 
     def _make_room(self) -> bool:
         self.miss(1)
@@ -127,4 +126,4 @@ class Subscription:
     def end(self) -> None:
         """No more messages; what waits is still given."""
         self._over = True
-        wake(self._waiter)
+        self._news.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from laraman.channel.names import check_key, check_name
+from laraman.channel.names import check_key, check_name, check_seconds
 from laraman.errors import LocalProtocolError
 from laraman.net.encoding import decode, encode
 
@@ -67,6 +67,4 @@ class Table:
 
 
 def _checked(ttl: float | None) -> float | None:
-    if ttl is not None and not ttl > 0:
-        raise LocalProtocolError(f"a ttl of {ttl!r} seconds is none")
-    return ttl
+    return None if ttl is None else check_seconds(ttl, "ttl")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from laraman.channel.asking import PIECE
+from laraman.channel.asking import PIECE, Question
 from laraman.channel.methods import MAX_CALLS
-from laraman.errors import Busy, ConnectionClosed, LinkDown, LocalProtocolError, TaskError
+from laraman.errors import Busy, ConfigError, ConnectionClosed, LinkDown, LocalProtocolError, TaskError
 from laraman.protocols.hub import HELLO_BODY, Hub, Op
 from tests.net.serving import until
 
@@ -459,3 +459,136 @@ def test_urls_that_cannot_be() -> None:
         channel.current()
 
 
+# Users' mistakes and moments --------------------------------------------------------------------------------------------------------------
+
+
+async def test_many_tasks_may_take_the_jobs_of_one_consumer(hub: AHub) -> None:
+    client, done = hub.client(), set[int]()
+    async with asyncio.timeout(10), client.work("q", prefetch=3) as jobs:
+        together = asyncio.Barrier(3)
+
+        async def consume() -> None:
+            async for job in jobs:
+                await together.wait()  # each has one
+                done.add(job.data)
+                await job.ack()
+
+        tasks = [asyncio.create_task(consume()) for _ in range(3)]
+        await until(lambda: hub.hub.core.queues._queues)
+        for number in range(9):
+            await client.put("q", number)
+        await until(lambda: len(done) == 9)
+        await jobs.close()
+        await asyncio.gather(*tasks)
+
+
+async def test_many_tasks_may_take_the_messages_of_one_subscription(hub: AHub) -> None:
+    client = hub.client()
+    async with asyncio.timeout(10), client.subscribe("t") as subscription:
+        tasks = [asyncio.create_task(anext(subscription)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for number in range(3):
+            await client.publish("t", number)
+        assert {message.data for message in await asyncio.gather(*tasks)} == {0, 1, 2}
+
+
+async def test_a_consumer_is_entered_once_and_first(hub: AHub) -> None:
+    work = hub.client().work("q")
+    with pytest.raises(RuntimeError, match="work of q is entered before"):
+        await anext(work)
+    async with work:
+        with pytest.raises(RuntimeError, match="work of q is entered once"):
+            await work.__aenter__()
+
+
+async def test_a_lock_is_entered_once(hub: AHub) -> None:
+    client = hub.client()
+    lock = client.lock("l")
+    async with lock:
+        pass
+    with pytest.raises(RuntimeError, match="lock l is entered once"):
+        await lock.__aenter__()
+    async with client.lock("l", timeout=5):
+        pass
+
+
+async def test_another_loop_is_told_that_it_is_not_its_own(hub: AHub) -> None:
+    client = hub.client()
+
+    def elsewhere() -> None:
+        for doing in (client.publish("t", 1), client.put("q", 1), client.call("b", "add"), client.table("t").get("k")):
+            with pytest.raises(ConfigError, match="belongs to another event loop"):
+                asyncio.run(doing)
+
+    await client.publish("t", 1)
+    await asyncio.to_thread(elsewhere)
+    done = asyncio.get_running_loop()
+    await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(client.put("q", 1), done).result(10))
+    assert (await client.get("q", timeout=5)).data == 1
+
+
+async def test_a_method_that_is_cancelled_by_itself_is_an_error_and_keeps_nobody(hub: AHub) -> None:
+    server, caller = await serving(hub), hub.client()
+
+    def plain() -> None:
+        raise asyncio.CancelledError
+
+    async def later() -> None:
+        await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    server.add_method("plain", plain)
+    server.add_method("later", later)
+    await until(lambda: any("later" in known.methods for known in hub.hub._members))
+    for name in ("plain", "later"):
+        with pytest.raises(TaskError, match="CancelledError"):
+            await caller.call("b", name, timeout=20)
+        assert await caller.call("b", "add", 1) == 2
+    (error,) = await caller.call_all("b[0]", "later")
+    assert isinstance(error, TaskError)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), None])
+async def test_a_call_has_a_deadline(hub: AHub, timeout: Any) -> None:
+    with pytest.raises(LocalProtocolError, match=r"a timeout of .* seconds is none"):
+        await hub.client().call("b", "add", timeout=timeout)
+
+
+async def test_a_job_that_comes_as_it_is_given_up_goes_to_others(hub: AHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = hub.client()
+    task = asyncio.create_task(client.get("q", timeout=20))
+    await until(lambda: any(known.consumers for known in hub.hub._members))
+    heard = client._line._heard  # type: ignore[attr-defined]
+
+    def hear(op: int, *said: Any) -> None:
+        heard(op, *said)
+        if op == Op.GIVEN:
+            task.cancel()
+
+    monkeypatch.setattr(client._line, "_heard", hear)  # type: ignore[attr-defined]
+    await client.put("q", 1)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    monkeypatch.undo()
+    job = await client.get("q", timeout=5)
+    assert (job.data, job.attempt) == (1, 2)
+
+
+async def test_a_lock_that_comes_as_it_is_given_up_is_given_back(hub: AHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, waiting = hub.client(), hub.client()
+    answered = Question.answered
+    lock = waiting.lock("l")
+
+    def then_cancel(question: Question, *answer: Any) -> None:
+        answered(question, *answer)
+        if question in waiting._line._questions.values():  # type: ignore[attr-defined]
+            task.cancel()
+
+    async with client.lock("l"):
+        task = asyncio.create_task(lock.__aenter__())
+        await until(lambda: any(known.locks for known in hub.hub._members))
+        monkeypatch.setattr(Question, "answered", then_cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with client.lock("l", timeout=5):
+        pass

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laraman.channel.fanout import fan_out
+from laraman.errors import LocalProtocolError
 from tests.net.serving import until
 
 if TYPE_CHECKING:
@@ -115,3 +116,11 @@ async def test_one_that_is_gone_ends_it_and_one_that_cannot_be_sent_to_raises(hu
             with pytest.raises(OSError, match="gone"):
                 await asyncio.wait_for(task, 10)
         await subscribed(hub, 0)
+
+
+async def test_what_cannot_be_published_is_raised_by_itself(hub: AHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laraman.net.encoding.MAX_PAYLOAD", 100)
+    socket = WebSocket()
+    socket.say(text="x" * 101)
+    with pytest.raises(LocalProtocolError, match="more than the 100"):
+        await fan_out(hub.client(), socket, "chat")

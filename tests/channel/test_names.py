@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laraman.channel.names import check_key, check_method, check_name, check_pattern, matches, parse_member
+from laraman.channel.names import _matched, check_key, check_method, check_name, check_pattern, matches, parse_member
 from laraman.errors import LocalProtocolError
 
 WORDS = st.lists(st.sampled_from(["a", "b", "é", "$x", "1-2"]), min_size=1, max_size=4)
@@ -69,3 +69,12 @@ def test_methods_and_keys() -> None:
     for key in ("", "x" * 1001, "a\n", None):
         with pytest.raises(LocalProtocolError, match="table t: key"):
             check_key(key, "table t")  # type: ignore[arg-type]
+
+
+def test_what_is_too_long_is_neither_kept_nor_said() -> None:
+    before = _matched.cache_info().currsize
+    for check in (check_name, check_pattern, check_method, parse_member, lambda name: check_key(name, "q")):
+        with pytest.raises(LocalProtocolError) as caught:
+            check("x" * 1_000_000)
+        assert len(str(caught.value)) < 600
+    assert _matched.cache_info().currsize == before

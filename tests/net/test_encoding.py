@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
@@ -54,6 +55,7 @@ def ring() -> list[Any]:
         ((1, 1 + 2j), r"^data\[1\] is \(1\+2j\): complex"),
         ({"a": {7: 1}}, r"^data\['a'\] has the key 7, which is int, not str$"),
         ([{b"k": 1}], r"^data\[0\] has the key b'k', which is bytes"),
+        ([defaultdict(int, {7: 1})], r"^data\[0\] has the key 7, which is int"),
         (2**64, r"^data is 18446744073709551616, which has more than 64 bits$"),
         ([-(2**63) - 1], r"^data\[0\] is -9223372036854775809, which has more"),
         ({"t": datetime(2026, 1, 1)}, r"^data\['t'\] is datetime\.datetime\(2026, 1, 1, 0, 0\), which has no time zone$"),

@@ -67,10 +67,14 @@ class Journal:
         return [jobs[number] for number in sorted(jobs)]
 
     def _segments(self) -> list[int]:
-        with suppress(FileNotFoundError):
-            names = (path.stem for path in self.directory.iterdir() if path.suffix == _SUFFIX)
-            return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
-        return []
+        try:
+            names = [path.stem for path in self.directory.iterdir() if path.suffix == _SUFFIX]
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            logger.error("Hub: the journal in %s cannot be read: %s", self.directory, exc.strerror)
+            return []
+        return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
     def _read(self, segment: int) -> Iterable[Record]:
         self._last = max(self._last, segment)

@@ -200,11 +200,16 @@ class Queues:
         return done
 
     def not_written(self, reason: str) -> None:
-        """The journal could not be written: nothing of it was put, and what was done may be given again when the hub starts anew."""
+        """The journal could not be written: nothing of it was put. What was done is to be written next time, and may be given again until then, when
+        the hub starts anew."""
         staged, self._staged, self.records = self._staged, [], []
         for client, id, job, put in staged:
-            self._outbox.refuse(client, id, Fault.FAILED, f"the journal cannot be written: {reason}")
-            if put and not job.segment and job.queue.jobs.get(job.number) is job:
+            if id:
+                self._outbox.refuse(client, id, Fault.FAILED, f"the journal cannot be written: {reason}")
+            if not put:
+                self._staged.append((client, 0, job, False))
+                self.records.append(done_record(job.number))
+            elif not job.segment and job.queue.jobs.get(job.number) is job:
                 self._leave(job)
 
     # Giving ----------------------------------------------------------------------------------------------------------------------

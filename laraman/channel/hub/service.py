@@ -121,7 +121,7 @@ class Hub:
         """Take over the jobs that the journal has."""
         self._loop: asyncio.AbstractEventLoop = worker.loop
         self._members: dict[Client, Member] = {}
-        self._flushing = False
+        self._flushing = self._unwritable = False
         directory = Path(worker.state_path, JOURNAL)
         now = self._loop.time()
         closed_until = 0.0
@@ -180,7 +180,7 @@ class Hub:
         self._flushing = False
         core = self.core
         if core.queues.unanswered:
-            self._write_journal()
+            self._take_down()
         while core.outbox.dirty:
             clients, core.outbox.dirty = core.outbox.dirty, []
             for client in clients:
@@ -197,15 +197,29 @@ class Hub:
                 if member.unheard:
                     self._loop.call_soon(member.go_on)
 
-    def _write_journal(self) -> None:
-        queues, journal = self.core.queues, self._journal
+    def _take_down(self) -> None:
+        """What has been put and done."""
+        queues = self.core.queues
         try:
-            segment = journal.write(queues.records) if queues.records else 0
+            segment = self._write(queues.records) if queues.records else 0
         except OSError as exc:
-            logger.error("Hub: the journal in %s cannot be written: %s", journal.directory, exc.strerror)
             queues.not_written(exc.strerror or str(exc))
         else:
-            journal.release(job.segment for job in queues.written(segment, self._loop.time()))
+            self._journal.release(job.segment for job in queues.written(segment, self._loop.time()))
+
+    def _write(self, records: list[bytes]) -> int:
+        """As the journal's; that it cannot is said once, and once that it can."""
+        try:
+            segment = self._journal.write(records)
+        except OSError as exc:
+            if not self._unwritable:
+                self._unwritable = True
+                logger.error("Hub: the journal in %s cannot be written: %s", self._journal.directory, exc.strerror)
+            raise
+        if self._unwritable:
+            self._unwritable = False
+            logger.info("Hub: the journal in %s can be written again", self._journal.directory)
+        return segment
 
     def _write_again(self) -> None:
         """Let the oldest file of the journal go, when that has become too large for the jobs that are left."""
@@ -215,9 +229,8 @@ class Hub:
             return
         jobs = [job for job in queues.jobs() if job.segment == oldest]
         try:
-            segment = journal.write([put_record(job.number, job.queue.name, job.key, job.data) for job in jobs])
-        except OSError as exc:
-            logger.error("Hub: the journal in %s cannot be written: %s", journal.directory, exc.strerror)
+            segment = self._write([put_record(job.number, job.queue.name, job.key, job.data) for job in jobs])
+        except OSError:
             return
         for job in jobs:
             job.segment = segment
@@ -229,7 +242,7 @@ class Hub:
         """When the whole server stops, its workers may have something to say until they are gone."""
         if worker.stop_reason == "stop":
             left = float("inf") if deadline is None else (deadline - self._loop.time()) * WORKERS_PART
-            await self._until(lambda: not any(client.name for client in self._members), left)
+            await self._until(lambda: not any(client.slot >= 0 for client in self._members), left)
         for member in tuple(self._members.values()):
             member.close(1001)
         await self._until(lambda: not self._members, FLUSH)

@@ -127,3 +127,9 @@ def test_nothing_is_left_when_all_is_done(tmp_path: Path) -> None:
     journal.release([segment])
     journal.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "hub").write_text("a file")
+    assert found(tmp_path / "hub") == {}
+    assert "cannot be read: Not a directory" in caplog.text

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from laraman.channel.hub.records import records_in
 from laraman.protocols.hub import JOB, SECONDS, Message, Op
 from tests.channel.hub.books import Books
 
@@ -190,3 +191,17 @@ def test_nothing_is_kept_of_a_queue_that_nobody_uses(books: Books) -> None:
     books.ask(client, Op.ACK, 3, "q", job)
     books.ask(client, Op.CANCEL, 2)
     assert not books.core.queues._queues
+
+
+def test_what_was_done_while_the_journal_could_not_be_written_is_written_as_soon_as_it_can(books: Books) -> None:
+    worker = books.join()
+    books.put(worker, "q", b"x", key="k")
+    (job,) = jobs(books.work(worker, 2, "q"))
+    written = len(books.journal)
+    books.broken = "No space left on device"
+    assert [message[:3] for message in books.ask(worker, Op.ACK, 3, "q", job)] == [(Op.ERROR, 3, "failed")]
+    assert books.hear(worker) == [], "that it still cannot is said once"
+    books.broken = ""
+    assert books.hear(worker) == []
+    assert [record.put for record in (next(records_in(data))[1] for data in books.journal[written:])] == [False]
+    assert not books.core.queues.unanswered

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,6 +181,15 @@ def test_what_is_no_client_is_sent_away(running: Server, path: Path, client: Dia
             stranger.hear()
     wait_until(lambda: why in running.output, what="a line in the log")
     assert client.waiting("q") == 0
+
+
+def test_a_program_that_others_call_does_not_hold_up_a_stop(running: Server, path: Path, client: Dialogue) -> None:
+    with closing(Dialogue(path, "clock")) as stranger:
+        begun = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - begun < 10, "a worker would be waited for"
+        with pytest.raises((EOFError, ConnectionError)):
+            stranger.hear()
 
 
 def test_it_cannot_be_scaled(running: Server, client: Dialogue) -> None:
