@@ -38,7 +38,7 @@ from laraman.channel.names import matches
 from laraman.channel.redis_scripts import ACK, ACQUIRE, COMPARE_AND_SET, EXTEND, INCREMENT, NACK, PUT, RELEASE, RENEW, SWEEP
 from laraman.channel.redis_wire import News, Wire
 from laraman.channel.remote import Remote
-from laraman.errors import Busy, ConfigError, LinkDown, LocalProtocolError, RemoteProtocolError
+from laraman.errors import Busy, LinkDown, LocalProtocolError, RemoteProtocolError
 from laraman.net.store import Outage, split_prefix
 
 if TYPE_CHECKING:
@@ -60,16 +60,15 @@ BELIEVE_SECONDS = 1.0
 
 
 class RedisChannel(Channel):
-    """``url`` is redis://[user:password@]host[:port][/db], or rediss:// with TLS, or unix:///path; with ``?prefix=NAME``."""
+    """``url``: see ``laraman.net.store``."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         bare, prefix = split_prefix(url)
         settings: dict[str, Any] = {"socket_timeout": None, "socket_connect_timeout": ANSWER_SECONDS, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
-        try:
-            self._pool: Any = ConnectionPool.from_url(bare, **settings)
-        except ValueError as exc:
-            raise ConfigError(f"channel: {exc}") from None
+        if bare.startswith("rediss:"):
+            settings["ssl_check_hostname"] = True  # which redis-py before 6 does not
+        self._pool: Any = ConnectionPool.from_url(bare, **settings)
         database = int(self._pool.connection_kwargs.get("db", 0))
         self._prefix = f"{prefix}:{database}" if database else prefix
         self._id = f"{time.time_ns():016x}{secrets.token_hex(4)}"
@@ -175,19 +174,25 @@ class RedisChannel(Channel):
         return str(id.decode())
 
     async def _take(self, queue: str, count: int, visibility: float, timeout: float) -> list[Job]:
+        try:
+            return await self._take_some(queue, count, visibility, timeout)
+        except LinkDown as exc:
+            if isinstance(exc.__cause__, ResponseError):  # a consumer goes on asking, and its application hears nothing
+                self._commands.say_refusal(f"{str(exc).partition(' refuses ')[2]} (queue {queue})")
+            raise
+
+    async def _take_some(self, queue: str, count: int, visibility: float, timeout: float) -> list[Job]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         consumer = f"{self._id}@{math.ceil(visibility * 1000)}"
         sweep = self._queue(queue, "jobs", "delayed", "swept")
         while True:
-            try:
-                due = await self._commands.run(SWEEP, sweep, GROUP, round(SWEEP_SECONDS * 1000), IDLE_SECONDS, again=True)
-            except Busy as exc:  # no memory: nothing is given again meanwhile
-                raise LinkDown(str(exc)) from None
+            due = await self._commands.run(SWEEP, sweep, GROUP, round(SWEEP_SECONDS * 1000), IDLE_SECONDS, again=True)
             wait = min(due, round((deadline - loop.time()) * 1000))
             entries = await self._read(queue, consumer, count, wait)
-            if entries or loop.time() >= deadline:
-                return [self._job(queue, consumer, entry, fields, visibility) for entry, fields in entries]
+            jobs = [self._job(queue, consumer, entry, fields, visibility) for entry, fields in entries if self._is_ours(queue, entry, fields)]
+            if jobs or loop.time() >= deadline:
+                return jobs
 
     async def _read(self, queue: str, consumer: str, count: int, wait: int) -> list[tuple[bytes, list[bytes]]]:
         """Entries, as soon as there are any, within ``wait`` milliseconds; those that come when this has been cancelled are given back."""
@@ -202,7 +207,8 @@ class RedisChannel(Channel):
             raise
         except LinkDown as exc:
             self._free.append(wire)
-            if isinstance(exc.__cause__, ResponseError) and "NOGROUP" in str(exc):  # it was deleted; the next sweep makes it anew
+            if isinstance(exc.__cause__, ResponseError) and any(word in str(exc) for word in ("NOGROUP", "UNBLOCKED")):
+                await asyncio.sleep(max(0, min(wait / 1000, TRY_SECONDS)))  # it was deleted; the next sweep makes it anew
                 return []
             raise
         self._free.append(wire)
@@ -223,6 +229,13 @@ class RedisChannel(Channel):
         finally:
             asking.cancel()
             self._free.append(wire)
+
+    def _is_ours(self, queue: str, entry: bytes, fields: list[bytes]) -> bool:
+        """Another program's stays where it is: held, and given to nobody."""
+        if fields[::2] == [b"k", b"n", b"i", b"d"]:
+            return True
+        logger.warning("%s: in queue %s is an entry that is no job, %s: it is ignored", self._outage.server, queue, entry.decode())
+        return False
 
     def _job(self, queue: str, consumer: str, entry: bytes, fields: list[bytes], visibility: float) -> Job:
         key, attempt, id, payload = fields[1::2]
@@ -376,7 +389,7 @@ class RedisChannel(Channel):
 async def _quietly(doing: Coroutine[Any, Any, Any]) -> None:
     try:
         await doing
-    except LinkDown as exc:
+    except (LinkDown, Busy) as exc:
         logger.debug("what would have been given back to Redis comes back by itself: %s", exc)
 
 

@@ -12,12 +12,12 @@ from laraman.channel.redis_wire import Script
 
 _NOW = "local time = redis.call('TIME') local now = time[1] * 1000 + math.floor(time[2] / 1000)"
 
-#: KEYS: stream. Put the entry in again, at the end; nobody has it until then.
+#: KEYS: stream. Put the entry in again, at the end; nobody has it until then. One that is no job stays where it is.
 _AGAIN = """
 local function again(entry, more)
     local found = redis.call('XRANGE', KEYS[1], entry, entry)[1]
-    if not found then return end
-    local f = found[2]
+    local f = found and found[2] or {}
+    if #f ~= 8 then return end
     redis.call('XADD', KEYS[1], '*', 'k', f[2], 'n', f[4] + more, 'i', f[6] == '' and entry or f[6], 'd', f[8])
     redis.call('XDEL', KEYS[1], entry)
 end
@@ -35,9 +35,11 @@ return id
 
 #: KEYS: stream, delayed, swept. ARGV: group, milliseconds until others do it again, seconds after which an idle consumer is forgotten.
 #: Give again what is due. Milliseconds until something delayed is due, at most those of ARGV.
+#: The first line makes it go on when Redis has no memory left, so that jobs are done and give back theirs: a script that has written may end.
 SWEEP = Script(f"""
 {_NOW}
 {_AGAIN}
+redis.call('ZREM', KEYS[2], '')
 redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)) do
     again(entry, 1)

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from laraman.channel.interface import ANSWER_SECONDS
 from laraman.errors import Busy, LinkDown
@@ -26,11 +26,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("uvicorn.error")
 
-#: Seconds without a word after which Redis is asked for one; after twice that the connection is given up.
-BEAT_SECONDS = 5.0
+#: Seconds without a word after which Redis is asked for one, and how many times in a row that is before the connection is given up.
+BEAT_SECONDS, BEATS = 4.0, 3
 #: Commands that wait for their answers before those that do not ask for one have to wait, and before all are refused.
 MANY, TOO_MANY = 1000, 100_000
+#: Different refusals that are said of one connection.
+MANY_REFUSALS = 20
 _BACKOFF = Backoff(base=0.1, cap=2.0)
+
+
+def _words(error: BaseException | None) -> str:
+    """Of a refusal, without the place in a script."""
+    return str(error).partition(" script: ")[0]
 
 
 class _Lost(Exception):
@@ -70,7 +77,9 @@ class Wire:
         self._pending: deque[asyncio.Future[Any]] = deque()
         self._outgoing: list[bytes] = []
         self._wanted = asyncio.Event()
-        self._heard_at = 0.0
+        self._heard_any = False
+        self._why = ""  # it is not up
+        self._refusals: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -96,7 +105,12 @@ class Wire:
             async with asyncio.timeout(timeout):
                 await self._up.wait()
         except TimeoutError:
-            raise LinkDown(f"{self._outage.server} was away for {timeout:g} s") from None
+            raise LinkDown(self._silence(timeout)) from None
+
+    def _silence(self, seconds: float) -> str:
+        if self.is_up:
+            return f"{self._outage.server} did not answer in {seconds:g} s"
+        return f"{self._outage.server} was away for {seconds:g} s{self._why and f': {self._why}'}"
 
     # Asking ----------------------------------------------------------------------------------------------------------------------
 
@@ -118,13 +132,13 @@ class Wire:
                             text = f"went away before it answered: whether {command[0]} was done is not known"
                             raise LinkDown(f"{self._outage.server} {text}") from None
         except TimeoutError:
-            raise LinkDown(f"{self._outage.server} {'did not answer' if self.is_up else 'was away for'} in {timeout:g} s") from None
+            raise LinkDown(self._silence(timeout)) from None
         except NoScriptError:
             raise
         except ResponseError as exc:
-            if str(exc).startswith(("OOM ", "command not allowed when used memory")):  # redis-py takes the code away, of errors that it knows
-                raise Busy(f"{self._outage.server} has no memory left: {exc}") from None
-            raise LinkDown(f"{self._outage.server} refuses {command[0]}: {exc}") from exc
+            if "command not allowed when used memory" in str(exc):  # the code is not always there, nor at the beginning
+                raise Busy(f"{self._outage.server} has no memory left: {_words(exc)}") from None
+            raise LinkDown(f"{self._outage.server} refuses {command[0]}: {_words(exc)}") from exc
 
     async def run(self, script: Script, keys: tuple[str, ...], *arguments: Any, timeout: float = ANSWER_SECONDS, again: bool = False) -> Any:
         try:
@@ -152,8 +166,8 @@ class Wire:
 
     def _send(self, command: tuple[Any, ...]) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._outgoing += self._packed(self._connection, command)  # before it waits for an answer: what cannot be packed has none
         self._pending.append(future)
-        self._outgoing += self._packed(self._connection, command)
         self._wanted.set()
         return future
 
@@ -163,7 +177,13 @@ class Wire:
 
     def _unasked(self, future: asyncio.Future[Any]) -> None:
         if not future.cancelled() and isinstance(future.exception(), ResponseError):
-            logger.warning("%s refuses: %s", self._outage.server, future.exception())
+            self.say_refusal(_words(future.exception()))
+
+    def say_refusal(self, text: str) -> None:
+        """Of what nobody waits for. Each is said once until the connection is made anew, and not too many."""
+        if text not in self._refusals and len(self._refusals) < MANY_REFUSALS:
+            self._refusals.add(text)
+            logger.warning("%s refuses: %s", self._outage.server, text)
 
     # Life ------------------------------------------------------------------------------------------------------------------------
 
@@ -178,8 +198,11 @@ class Wire:
                 failures = 0
                 await self._stay(connection)
             except Exception as exc:  # a server that is none has many: it is kept whatever there is
+                self._why = str(exc)
                 if self._tells:
                     self._outage.begins(exc)
+                elif isinstance(exc, NoPermissionError):  # for this connection, not for all
+                    self.say_refusal(self._why)
             finally:
                 self._forget()
                 with contextlib.suppress(RedisError, OSError):
@@ -188,16 +211,22 @@ class Wire:
             failures += 1
 
     async def _greet(self, connection: Any) -> None:
-        """One that is loading what it has kept refuses PING."""
-        for command in ("PING", "CLIENT ID"):
+        """Raises RedisError when it is none that can be used now. One that is loading what it has kept refuses PING."""
+        for command in ("PING", "HELLO"):
             await connection.send_command(command, check_health=False)
             answer = await connection.read_response()
-        self.id = int(answer)
+        about = dict(zip(answer[::2], answer[1::2], strict=True))
+        if about[b"mode"] != b"standalone":
+            raise RedisError(f"it is a {about[b'mode'].decode()}, which the channel does not support")
+        if about[b"role"] == b"replica":
+            raise RedisError("it is a replica, which cannot be written to")
+        self.id = int(about[b"id"])
 
     async def _stay(self, connection: Any) -> None:
         self._connection = connection
         loop = asyncio.get_running_loop()
-        self._heard_at = loop.time()
+        self._why = ""
+        self._refusals.clear()
         self._up.set()
         if self._tells:
             self._outage.ends()
@@ -212,7 +241,6 @@ class Wire:
         raise next(each for each in results if isinstance(each, Exception))
 
     async def _read(self, connection: Any) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 answer = await connection.read_response(disconnect_on_error=False)
@@ -220,7 +248,7 @@ class Wire:
                 raise  # it has become a replica: who writes now is found by dialling anew
             except ResponseError as exc:
                 answer = exc
-            self._heard_at = loop.time()
+            self._heard_any = True
             self._heard(answer)
 
     def _heard(self, answer: Any) -> None:
@@ -240,14 +268,15 @@ class Wire:
             await connection.send_packed_command(data, check_health=False)
 
     async def _beat(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+        """Beats are counted, not seconds: of a loop that stood still for a minute no more than one is over before it reads."""
+        quiet = 0
+        while quiet < BEATS:
+            self._heard_any = False
             await asyncio.sleep(BEAT_SECONDS)
-            silent = loop.time() - self._heard_at
-            if silent >= 2 * BEAT_SECONDS:
-                raise _Lost(f"silent for {silent:.0f} s")
-            if silent >= BEAT_SECONDS / 2:
+            quiet = 0 if self._heard_any else quiet + 1
+            if quiet:
                 self.say("PING")
+        raise _Lost(f"silent for {quiet * BEAT_SECONDS:g} s")
 
     def _forget(self) -> None:
         was_up = self.is_up

@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
 
 from laraman.config.cpus import cpu_count
 from laraman.log.access import AccessFormat
@@ -104,7 +105,34 @@ def _is_id(text: str) -> bool:
 
 
 def redis_or_nats(text: str) -> str:
-    """The URL of a Redis or NATS server, which may hold a password and is not to be shown."""
-    if text and not re.fullmatch(r"(rediss?|nats|tls)://[^/\s]+(/[^\s]*)?", text):
-        raise ValueError("it is none of redis://HOST, rediss://HOST, nats://HOST and tls://HOST")
+    """The URL of a Redis or NATS server. There may be a password in it, anywhere in one that is wrong: no error repeats it."""
+    if not text:
+        return text
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise ValueError("its port or what follows the '?' cannot be; in user and password all but letters and digits is percent-encoded") from None
+    if parts.scheme not in ("redis", "rediss", "nats", "tls") or not parts.hostname or re.search(r"[\s,]", text):
+        raise ValueError("it is none of redis://HOST, rediss://HOST, nats://HOST and tls://HOST, of one host")
+    if parts.fragment or not re.fullmatch("/?[0-9]*" if parts.scheme.startswith("redis") else "/?", parts.path):
+        raise ValueError("behind the host there can only be a port, the number of a database of Redis and '?'")
+    _check_query(parts.scheme in ("rediss", "tls"), query)
     return text
+
+
+def _check_query(tls: bool, query: list[tuple[str, str]]) -> None:
+    files = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+    for name, value in query:
+        if name == "prefix":
+            if not re.fullmatch(r"[A-Za-z0-9_:-]+(\.[A-Za-z0-9_:-]+)*", value):
+                raise ValueError("?prefix= is not words of letters, digits, '_', ':' and '-', joined by '.'")
+        elif name not in files:
+            raise ValueError(f"of what follows the '?' one is none of {', '.join(('prefix', *files))}")
+        elif not tls:
+            raise ValueError(f"?{name}= is for rediss:// and tls://")
+        elif not os.path.isfile(value):
+            raise ValueError(f"?{name}= is no file: {value!r}")
+    if "ssl_keyfile" in dict(query) and "ssl_certfile" not in dict(query):
+        raise ValueError("?ssl_keyfile= needs ?ssl_certfile=")

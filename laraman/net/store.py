@@ -1,9 +1,10 @@
 """Stores that the servers of a cluster share: what is held in one ends by itself, what is noted stays. See ``laraman.net.lease``.
 
     redis://[user:password@]host[:port][/db]     rediss:// with TLS; needs the extra redis
-    nats://[user:password@]host[:port]           tls:// with TLS; needs the extra nats, and a server with JetStream
+    nats://[user:password@]host[:port]           tls:// with TLS; needs the extra nats, and a server with JetStream; nats://TOKEN@host as well
 
-``?prefix=NAME`` is what names begin with there, "laraman" by default: clusters that share a store need different ones.
+``?prefix=NAME`` is what names begin with there, "laraman" by default: clusters that share a store need different ones. With TLS the server has to
+be the one that is named; ``?ssl_ca_certs=FILE`` is trusted beside the system's authorities, ``ssl_certfile`` and ``ssl_keyfile`` are shown to it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
+from laraman.config.texts import redis_or_nats
 from laraman.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Outage:
 
     def __init__(self, server: str, url: str, meanwhile: str) -> None:
         parts = urlsplit(url)
-        self.server = f"{server} {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"  # not the password
+        self.server = f"{server} {parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # not the password
         self._meanwhile = meanwhile
         self._away = False
 
@@ -111,7 +113,11 @@ def open_store(url: str) -> Store:
 
 
 def split_prefix(url: str) -> tuple[str, str]:
-    """``url`` without its prefix, and that: what names begin with there."""
+    """``url`` without its prefix, and that: what names begin with there. Raises ConfigError for a URL that cannot be."""
+    try:
+        redis_or_nats(url)
+    except ValueError as exc:
+        raise ConfigError(f"the URL of Redis or NATS: {exc}") from None
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     prefix = query.pop("prefix", "laraman")
