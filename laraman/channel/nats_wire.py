@@ -11,17 +11,18 @@ import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-from nats.aio.client import Client
 from nats.errors import Error, MaxPayloadError, SlowConsumerError
 from nats.js.errors import APIError, NoStreamResponseError, ServiceUnavailableError
 
 from laraman.channel.interface import ANSWER_SECONDS
 from laraman.errors import LinkDown, LocalProtocolError
 from laraman.net.link import Backoff
+from laraman.net.nats_dial import NatsClient
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.js.client import JetStreamContext
 
@@ -71,6 +72,7 @@ class Line:
         self._stream: JetStreamContext | None = None
         self._up = asyncio.Event()
         self._over: asyncio.Future[None] | None = None
+        self._why = ""  # it is not up
         self._subscribed: set[Subscribed] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -99,9 +101,14 @@ class Line:
             async with asyncio.timeout(timeout):
                 await self._up.wait()
         except TimeoutError:
-            raise LinkDown(f"{self.outage.server} was away for {timeout:g} s") from None
+            raise LinkDown(self._silence(timeout)) from None
         assert self._client is not None
         return self._client
+
+    def _silence(self, seconds: float) -> str:
+        if self.is_up:
+            return f"{self.outage.server} did not answer in {seconds:g} s"
+        return f"{self.outage.server} was away for {seconds:g} s{self._why and f': {self._why}'}"
 
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
         client = await self.ready()
@@ -146,7 +153,7 @@ class Line:
                             raise LinkDown(f"{self.outage.server} went away before it answered{why}: whether {what} was done is not known") from exc
                     await asyncio.sleep(READY_SECONDS)
         except TimeoutError:
-            raise LinkDown(f"{self.outage.server} {'did not answer' if self.is_up else 'was away for'} in {timeout:g} s{why} ({what})") from None
+            raise LinkDown(f"{self._silence(timeout)}{why} ({what})") from None
 
     async def _while_up(self, question: Awaitable[T]) -> T:
         assert self._over is not None
@@ -193,11 +200,12 @@ class Line:
     async def _keep(self) -> None:
         failures = 0
         while True:
-            client = Client()
+            client = NatsClient(self._url)
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     await self._connect(client)
                 failures = 0
+                self._why = ""
                 self._up.set()
                 self.outage.ends()
                 self._told_up()
@@ -205,6 +213,7 @@ class Line:
                 await self._over
                 raise client.last_error or Error("the connection was lost")
             except Exception as exc:  # a server that is none has many: it is kept whatever there is
+                self._why = str(exc)
                 self.outage.begins(exc)
             finally:
                 self._forget()
@@ -213,16 +222,14 @@ class Line:
             await asyncio.sleep(_BACKOFF.delay(failures))
             failures += 1
 
-    async def _connect(self, client: Client) -> None:
+    async def _connect(self, client: NatsClient) -> None:
         self._over = over = asyncio.get_running_loop().create_future()
 
         async def closed() -> None:
             if not over.done():
                 over.set_result(None)
 
-        options: dict[str, Any] = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0}
-        beats: dict[str, Any] = {"ping_interval": BEAT_SECONDS, "max_outstanding_pings": 2}
-        await client.connect(self._url, error_cb=self._complaint, closed_cb=closed, **options, **beats)
+        await client.dial(self._complaint, closed_cb=closed, ping_interval=BEAT_SECONDS, max_outstanding_pings=2)
         for subscribed in tuple(self._subscribed):
             await subscribed.begin(client)
         await client.flush()

@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
-from nats.aio.client import Client
 from nats.errors import Error
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, KeyWrongLastSequenceError
 
 from laraman.errors import LinkDown
 from laraman.net.lease import plain_name
+from laraman.net.nats_dial import NatsClient
 from laraman.net.store import ANSWER_SECONDS, Store
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ T = TypeVar("T")
 class NatsStore(Store):
     def __init__(self, url: str, prefix: str) -> None:
         super().__init__(url, prefix)
-        self._client: Client | None = None
+        self._client: NatsClient | None = None
         self._buckets: tuple[KeyValue, KeyValue] | None = None
         self._dialling = asyncio.Lock()
 
@@ -115,10 +115,8 @@ class NatsStore(Store):
         async with self._dialling:
             if self._client is None or not self._client.is_connected or self._buckets is None:
                 await self.close()
-                self._client = Client()
-                # One try, and no return to it: whoever asks next dials anew.
-                options: dict[str, Any] = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0, "error_cb": _nothing}
-                await self._client.connect(self.url, **options)
+                self._client = NatsClient(self.url)
+                await self._client.dial(_nothing)  # whoever asks next dials anew
                 stream = self._client.jetstream(timeout=ANSWER_SECONDS)
                 leases = await _bucket(stream, f"{self.prefix}-leases", self.seconds)
                 self._buckets = leases, await _bucket(stream, f"{self.prefix}-noted", None)
