@@ -48,9 +48,10 @@ class Lock:
             raise TimeoutError(f"lock {self.name} was not to be had in {self._timeout:g} s")
         self.token = token
         self._scope.__enter__()
-        # The lease begins at the backend, after it was asked for; but with a wait in between that is not known here.
-        held_until = loop.time() + self._lease if loop.time() - begun > self._lease else begun + self._lease
-        self._renewing = loop.create_task(self._renew(held_until), name=f"lock {self.name}")
+        # The lease begins at the backend, after it was asked for; with a wait in between it is not known when, so it is renewed at once.
+        waited = loop.time() - begun > self._lease / 3
+        held_until = (loop.time() if waited else begun) + self._lease
+        self._renewing = loop.create_task(self._renew(held_until, 0.0 if waited else self._lease / 3), name=f"lock {self.name}")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, traceback: object) -> bool | None:
@@ -65,13 +66,13 @@ class Lock:
             await self._channel._release(self.name, self.token)
         return cancelled
 
-    async def _renew(self, until: float) -> None:
+    async def _renew(self, until: float, soon: float) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(until) as limit:
                 while True:
-                    await asyncio.sleep(self._lease / 3)
-                    asked = loop.time()
+                    await asyncio.sleep(soon)
+                    soon, asked = self._lease / 3, loop.time()
                     with contextlib.suppress(LinkDown):
                         if not await self._channel._renew(self.name, self.token, self._lease):
                             break

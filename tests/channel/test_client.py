@@ -592,3 +592,18 @@ async def test_a_lock_that_comes_as_it_is_given_up_is_given_back(hub: AHub, monk
         await task
     async with client.lock("l", timeout=5):
         pass
+
+
+async def test_who_has_waited_for_a_lock_has_it_for_all_of_its_lease(hub: AHub) -> None:
+    first, second = hub.client(), hub.client()
+
+    async def inside() -> str:
+        async with second.lock("l", lease=1.5):
+            await asyncio.sleep(0.6)  # after most of a lease before
+        return "done"
+
+    async with first.lock("l", lease=1.5):
+        waiting = asyncio.create_task(inside())
+        await until(lambda: any(known.locks for known in hub.hub._members))
+        await asyncio.sleep(1.2)
+    assert await waiting == "done"
