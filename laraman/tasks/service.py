@@ -23,7 +23,7 @@ from laraman.tasks.declared import as_task
 from laraman.tasks.door import TaskDoor
 from laraman.tasks.leash import end, limit
 from laraman.tasks.performing import perform, raised, result_of
-from laraman.tasks.thread import Thread
+from laraman.tasks.thread import Original, Thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -43,13 +43,14 @@ CANCEL_SECONDS = 2.0
 
 
 class Tasks:
-    """``entrance`` is its door; ``blocked`` says that a plain function runs, ``known`` are the tasks that have been found."""
+    """``entrance`` is its door; ``blocked`` says that a plain function runs, ``known`` are the tasks that have been found, ``original`` knows copies."""
 
     def on_start(self, worker: Any) -> None:
         self.loop: asyncio.AbstractEventLoop = worker.loop
         self.entrance: TaskDoor | Any = None
         self.blocked = False
         self._worker = worker
+        self.original = Original()
         self._thread = Thread(worker.loop)
         self.known: dict[str, Task[Any, Any]] = {}
         #: Seconds that the loop may stand still; whoever develops may stand in a debugger.
@@ -197,6 +198,7 @@ class Served(Connection):
     async def _answer(self, operation: Operation, args: list[Any], kwargs: dict[str, Any]) -> None:
         try:
             reply = await self._outcome(operation, args, kwargs)
+            self.handler.original.check()
         finally:
             if self.error is not None and self.leash is not None:
                 self.leash.close()
@@ -227,7 +229,7 @@ class Served(Connection):
                 return wire.DONE, await work
             async with asyncio.timeout(self._seconds + MARGIN):
                 return wire.DONE, await work
-        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as exc:
+        except BaseException as exc:  # whatever it is: its caller waits
             if self.error is not None:
                 raise
             return wire.FAILED, raised(exc)

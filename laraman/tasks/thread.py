@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 from queue import SimpleQueue
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     Job = tuple[Context, Callable[..., Any], tuple[Any, ...], asyncio.Future[tuple[Any, BaseException | None]]]
 
 
+class Original:
+    """This process. A task may fork; what the copy does is the task's, but when it is over there the copy has nobody to answer, and would stay."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def check(self) -> None:
+        """End the copy."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+
 class Thread:
     """Calls one function after another. Unlike an executor's it needs one wake-up for a call and one for its result, which is half of the time that
     a function of no duration takes.
@@ -26,6 +39,7 @@ class Thread:
         self._loop = loop
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._original = Original()
 
     async def run(self, context: Context, function: Callable[..., Any], *args: Any) -> Any:
         """What ``function(*args)`` returns or raises there. It goes on when this is cancelled: nothing can end it but the end of the process."""
@@ -48,6 +62,7 @@ class Thread:
                 result = context.run(cleaned, function, *args)
             except BaseException as exc:  # SystemExit too: it is the task that wants to end
                 error = exc
+            self._original.check()
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(_settle, future, (result, error))
             del context, function, args, future, result, error  # a thread that waits keeps nothing

@@ -62,7 +62,9 @@ class _Inline:
         try:
             work = perform(call.task, args, kwargs, blocking=blocking, part=part, tell=tell)
             return decode(result_of(call.task, await loop.create_task(work)))
-        except (Exception, SystemExit) as exc:
+        except (asyncio.CancelledError, KeyboardInterrupt):  # the test's own
+            raise
+        except BaseException as exc:
             error = error_of(raised(exc))
         raise error
 

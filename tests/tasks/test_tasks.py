@@ -50,6 +50,26 @@ def fails(x):
 def leaves():
     sys.exit(3)
 
+class Strange(BaseException):
+    def __str__(self):
+        raise ValueError
+
+@laraman.task
+def strange():
+    raise Strange
+
+@laraman.task
+async def strange_too():
+    raise Strange
+
+@laraman.task
+def forks():
+    return os.fork() or os.getpid()
+
+@laraman.task
+async def forks_too():
+    return os.fork() or os.getpid()
+
 @laraman.task
 def dies():
     os._exit(7)
@@ -172,6 +192,22 @@ def test_what_is_raised_arrives_with_its_traceback(state: Path, jobs: Any) -> No
     assert "laraman/tasks" not in caught.value.traceback
     with pytest.raises(TaskError, match="SystemExit: 3"):
         run(laraman.submit(jobs.leaves))
+
+
+@pytest.mark.parametrize("name", ["strange", "strange_too"])
+def test_whatever_is_raised_arrives(state: Path, jobs: Any, name: str) -> None:
+    with pytest.raises(TaskError, match=r"jobs_for_tests\.Strange: its text cannot be had"):
+        run(laraman.submit(getattr(jobs, name)))
+
+
+@pytest.mark.parametrize("name", ["forks", "forks_too"])
+def test_a_copy_that_a_task_makes_of_its_process_ends_with_the_task(state: Path, jobs: Any, name: str) -> None:
+    async def work() -> tuple[int, list[Any]]:
+        return await laraman.submit(getattr(jobs, name)), [await laraman.submit(jobs.echo, number) for number in range(5)]
+
+    copy, echoes = run(work())
+    assert echoes == [[[number], {}] for number in range(5)]
+    wait_until(lambda: gone(copy) or Path(f"/proc/{copy}/stat").read_text().rpartition(")")[2].split()[0] == "Z", 5)
 
 
 def test_what_cannot_be_sent_is_named(state: Path, jobs: Any) -> None:
