@@ -1,7 +1,8 @@
 """The channel by way of NATS (2.9 or later, with JetStream: ``nats-server --jetstream``).
 
     topics    subjects, as they are, behind "PREFIX.topic."
-    queues    a JetStream stream each, from which a message is gone when it is acknowledged, with one consumer for all. A job's key is the last word
+    queues    a JetStream stream each, from which a message is gone when it is acknowledged, with one consumer for all; how many there may be is kept
+              by who puts them (``laraman.channel.nats_room`` says why), so that there may be some more. A job's key is the last word
               of its subject, of which the stream holds one: a key is free as soon as its job is acknowledged. (Nats-Msg-Id would go by time: for two
               minutes it would drop a new job, and afterwards take the same one twice.) NATS does not see whether a process lives: jobs of one that
               has died are given again when the queue's visibility is over, the longest that a consumer of the queue has ever asked for; those that
@@ -28,14 +29,15 @@ from typing import TYPE_CHECKING, Any
 
 from nats.errors import Error, NoRespondersError
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
-from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
+from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
 from laraman.channel.interface import ANSWER_SECONDS, Channel
 from laraman.channel.jobs import Job
 from laraman.channel.nats_books import MEMBER_SECONDS, Books, listed
+from laraman.channel.nats_room import CONSUMER, Room
 from laraman.channel.nats_wire import Line, Subscribed
 from laraman.channel.remote import Remote
-from laraman.errors import Busy, LinkDown, RemoteProtocolError
+from laraman.errors import LinkDown, RemoteProtocolError
 from laraman.net.lease import plain_name
 from laraman.net.store import Outage, split_prefix
 
@@ -51,14 +53,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("uvicorn.error")
 
-#: Of all queues: one consumer, which has each job once.
-CONSUMER = "laraman"
 #: Seconds for which a question for jobs stands, and those in which what waits is sent at the end.
 PULL_SECONDS, FLUSH_SECONDS = 1.0, 1.0
 #: Questions for jobs that may stand in one queue at a time.
 MAX_PULLS = 8192
-#: How NATS says that a stream is full, or has a message of that subject already; and that one of that name is there, made otherwise.
-_FULL, _OTHERWISE = 10077, 10058
+#: How NATS says that a stream of that name is there, made otherwise.
+_OTHERWISE = 10058
 
 
 class NatsChannel(Channel):
@@ -78,6 +78,7 @@ class NatsChannel(Channel):
         self._books = Books(self._line, _plain(self._prefix), self._id)
         self._jobs = self._name("jobs", self._id)  # where jobs come in
         self._inboxes: dict[str, _Inbox] = {}
+        self._rooms: dict[str, Room] = {}
         self._queues: dict[str, float] = {}  # those that are there, and the visibility they have
         self._served: list[Subscribed] = []
         self._present = asyncio.Event()
@@ -157,7 +158,6 @@ class NatsChannel(Channel):
             subjects=[self._subject(queue, "*")],
             retention=RetentionPolicy.WORK_QUEUE,
             discard=DiscardPolicy.NEW,
-            max_msgs=self.limit,
             max_msgs_per_subject=1,
             discard_new_per_subject=True,
         )
@@ -185,21 +185,12 @@ class NatsChannel(Channel):
 
         async def put(_: Client, stream: JetStreamContext) -> str:
             await self._make_queue(stream, queue, 0.0)
-            while True:
-                try:
-                    return str((await stream.publish(subject, payload)).seq)
-                except NoStreamResponseError:
-                    self._queues.pop(queue, None)  # it was deleted, or is not there yet again
-                    raise
-                except APIError as exc:
-                    if exc.err_code != _FULL:
-                        raise
-                    if "per subject" not in (exc.description or ""):
-                        raise Busy(f"queue {queue} is full: {self.limit} jobs") from None
-                try:
-                    return str((await stream.get_last_msg(self._stream_name(queue), subject)).seq)
-                except NotFoundError:  # acknowledged in between
-                    continue
+            room = self._rooms.setdefault(queue, Room(queue, self._stream_name(queue), self.limit))
+            try:
+                return await room.put(stream, subject, payload)
+            except NoStreamResponseError:
+                self._queues.pop(queue, None)  # it was deleted, or is not there yet again
+                raise
 
         return str(await self._line.ask(f"put in queue {queue}", put, timeout=timeout, again=True))
 

@@ -13,7 +13,7 @@ import pytest
 
 from laraman.channel import connect
 from laraman.channel.redis import RedisChannel
-from laraman.errors import LinkDown
+from laraman.errors import Busy, LinkDown
 from laraman.testing import check_channel
 from laraman.testing.channels import CHECKS
 from tests.channel.hubs import AHub
@@ -24,6 +24,8 @@ from tests.stores import StoreServer, store_server
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from laraman.channel.interface import Channel
 
 pytestmark = pytest.mark.anyio
 
@@ -105,6 +107,42 @@ async def test_what_was_acknowledged_outlives_a_server_that_is_killed(mortal: St
         await until(lambda: put <= done)
         tasks[0].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_full_queue_outlives_a_server_that_is_killed(mortal: StoreServer) -> None:
+    """What was being worked on is not pushed out by what was acknowledged and comes back, and what comes back keeps no key."""
+    async with asyncio.timeout(2 * DEADLINE), connect(mortal.url, limit=20) as channel:
+        for number in range(20):
+            await channel.put("jobs", number, key=str(number))
+        held = await channel.get("jobs", timeout=20, visibility=2.0)
+        for number in range(20, 120):
+            assert await (await channel.get("jobs", timeout=20, visibility=2.0)).ack()
+            await channel.put("jobs", number, key=str(number))
+        mortal.kill()
+        await asyncio.to_thread(mortal.start)
+        await every_job(channel, {held.data, *range(101, 120)})
+        for number in range(120):
+            await put_when_there_is_room(channel, number)
+            await every_job(channel, {number})
+
+
+async def every_job(channel: Channel, expected: set[int]) -> None:
+    """Each of them is given; others may be, which were acknowledged when the server was killed."""
+    while expected:
+        job = await channel.get("jobs", timeout=20, visibility=2.0)
+        await job.ack()
+        expected.discard(job.data)
+
+
+async def put_when_there_is_room(channel: Channel, number: int) -> None:
+    """What has come back is in the way until it is seen that it is done."""
+    while True:
+        try:
+            await channel.put("jobs", number, key=str(number))
+        except Busy:
+            await asyncio.sleep(0.05)
+        else:
+            return
 
 
 async def test_a_server_that_is_away_is_said_and_everything_is_restored(mortal: StoreServer, caplog: pytest.LogCaptureFixture) -> None:
