@@ -226,7 +226,10 @@ class HubChannel(Channel):
     async def _call_all(self, name: str, method: str, payload: bytes, timeout: float) -> list[bytes | Exception]:
         id = self._line.number()
         data = frame(Op.CALL_ALL, id, f"{method}@{name}", SECONDS.pack(timeout) + payload)
-        answers = await self._line.ask_as(id, QuestionToAll(Op.CALL_ALL, data, timeout + LATE_SECONDS, again=False))
+        try:
+            answers = await self._line.ask_as(id, QuestionToAll(Op.CALL_ALL, data, timeout + LATE_SECONDS, again=False))
+        except TimeoutError:
+            raise TimeoutError(f"{method} of {name} did not answer in {timeout:g} s, nor did the hub") from None
         return [answer for _, answer in sorted(answers, key=lambda each: _slot(each[0]))]
 
     def _hear_call(self, id: int, name: str, body: bytes) -> None:

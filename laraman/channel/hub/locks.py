@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 #: Seconds that the holders of locks have to come back and renew them, when the hub was killed and started again.
 RETURN = 2.0
+#: Larger ones are nobody's: the next has to fit into 64 bits.
+MAX_TOKEN = 2**63
 
 
 class Lock:
@@ -67,6 +69,8 @@ class Locks:
     def renew(self, client: Client, id: int, name: str, body: bytes, now: float) -> None:
         (token,) = take(TOKEN, body)
         lease = _lease(take(SECONDS, body, TOKEN.size)[0])
+        if not 0 < token < MAX_TOKEN:
+            raise RemoteProtocolError(f"{token} is no token")
         lock = self._locks.get(name)
         if lock is None:
             lock = self._locks[name] = Lock(name)

@@ -190,3 +190,11 @@ def test_nothing_is_kept_of_a_lock_that_nobody_wants() -> None:
     acquire(books, client, 6, lease=1.0)
     books.wait(1.1)
     assert not books.core.locks.held
+
+
+def test_nobody_can_use_up_the_tokens() -> None:
+    books = Books()
+    client = books.join()
+    for number in (0, 2**63, 2**64 - 1):
+        assert renew(books, client, number) == "bad"
+    assert acquire(books, client, 5) > 100
