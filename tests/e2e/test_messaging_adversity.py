@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from websockets.sync.client import connect
 
 from laraman import channel
 from laraman.errors import Busy
 from laraman.protocols.hub import MAX_FRAME_SIZE, Op
 from tests.channel.hub.dialogue import Dialogue
 from tests.conftest import DEADLINE, wait_until
-from tests.stores import StoreServer, store_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 APP = '''
 import os
 
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI
 
 import laraman
 import work
@@ -76,12 +74,6 @@ async def answer(name: str):
 @app.get("/task/{name}")
 async def task(name: str, argument: str = "fine", timeout: float | None = None):
     return await outcome(laraman.submit(getattr(work, name), VALUES[argument], timeout=timeout))
-
-
-@app.websocket("/chat")
-async def chat(websocket: WebSocket):
-    await websocket.accept()
-    await channel.fan_out(websocket, "chat")
 '''
 WORK = """
 import os, sys
@@ -316,37 +308,3 @@ def test_a_hub_that_is_killed_while_its_queue_is_full_has_all_of_it(server: Call
                 await there.get("full", timeout=0.1)
 
     asyncio.run(fill_kill_and_empty())
-
-
-@pytest.fixture(params=["redis-server", "nats-server"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreServer]:
-    started = store_server(request.param, tmp_path)
-    yield started
-    started.kill()
-
-
-def test_hosts_that_only_a_store_joins_hear_each_other_also_when_it_was_away(server: Callable[..., Server], store: StoreServer) -> None:
-    """Two servers with two state directories and two ports: what a websocket client of one sends gets to those of the other."""
-    hosts = [server("app:app", "--channel", store.url, "--workers", "2", files=FILES) for _ in range(2)]
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connect(f"ws://127.0.0.1:{host.port}/chat")) for host in hosts for _ in range(2)]
-
-        def all_hear(text: str) -> None:
-            for client in clients:
-                client.send(text)
-                assert [each.recv(timeout=DEADLINE) for each in clients] == [text] * len(clients)
-
-        all_hear("hello")
-        assert "result" in ask(hosts[0], "/put/fine")
-        store.kill()
-        wait_until(lambda: all(f"The channel's server {store.url} is away" in host.output for host in hosts), what="it to be said")
-        store.start()
-        wait_until(lambda: all(f"The channel's server {store.url} is back" in host.output for host in hosts), what="it to be said")
-        wait_until(lambda: "result" in ask(hosts[1], "/put/fine"), what="the store's readiness")
-
-        async def queued() -> list[Any]:
-            async with channel.connect(store.url) as there:
-                return [(await there.get("jobs", timeout=DEADLINE)).data for _ in range(2)]
-
-        assert asyncio.run(queued()) == ["fine", "fine"]
-    assert not any("Traceback" in host.output for host in hosts)
