@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from laraman.errors import ConfigError
 from laraman.net.current import current_worker
 from laraman.tasks import NAME
-from laraman.tasks.declared import Call, as_task
+from laraman.tasks.declared import LONGEST, Call, as_task
 from laraman.tasks.pool import Pool
 
 if TYPE_CHECKING:
@@ -61,14 +61,17 @@ async def _submitted(call: Call, timeout: float | None) -> Any:
 async def performed(call: Call, seconds: float | None, hear: Callable[[Any, Any], None] | None) -> Any:
     """The same for every kind of task, with what is told before it is over."""
     performer = _performer()
-    if seconds is None:
+    if seconds is None or seconds > LONGEST:
         return await performer.perform(call, None, hear)
+    late = f"task {call.task.name} took longer than {seconds:g} s"
+    if not seconds > 0:  # nothing is begun that would have to be ended at once
+        raise TimeoutError(late)
     try:
         async with asyncio.timeout(seconds) as limit:
             return await performer.perform(call, seconds, hear)
     except TimeoutError:
         if limit.expired():
-            raise TimeoutError(f"task {call.task.name} took longer than {seconds:g} s") from None
+            raise TimeoutError(late) from None
         raise
 
 
@@ -167,6 +170,8 @@ def _performer() -> Performer:
         path = worker.inner_paths.get(NAME)
         if path is None:
             raise ConfigError(f"this server has no task workers: {HOW}")
+        if worker.inner == NAME and worker.config.task_workers == 1:
+            raise ConfigError(f"a task cannot wait for another one where one task worker is all there is: {HOW}")
         performer = Pool(path, worker.config.task_workers, worker.config.task_queue, worker)
     _performers[loop] = key, performer
     return performer

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
+#: Seconds that a task may take; more is no limit: a kernel's alarm has to hold it.
+LONGEST = 1e9
+
 #: Tells the caller of the task that runs how far it is; None outside of one.
 teller: ContextVar[Callable[[Any], None] | None] = ContextVar("laraman_task_teller", default=None)
 

@@ -44,6 +44,7 @@ async def perform(
     if task.async_generator:
         async for value in function(*args, **kwargs):
             await part(value)
+            await asyncio.sleep(0)  # one that waits for nothing itself would keep the loop, which would not hear that its caller has gone
         return None
     if task.generator:
         return await blocking(_iterate, function(*args, **kwargs), part, asyncio.get_running_loop())

@@ -19,7 +19,7 @@ from laraman.net.encoding import decode, encode
 from laraman.process.naming import resolve
 from laraman.protocols import task as wire
 from laraman.sandbox.operation import TASK, Operation
-from laraman.tasks.declared import as_task
+from laraman.tasks.declared import LONGEST, as_task
 from laraman.tasks.door import TaskDoor
 from laraman.tasks.leash import end, limit
 from laraman.tasks.performing import perform, raised, result_of
@@ -43,7 +43,10 @@ CANCEL_SECONDS = 2.0
 
 
 class Tasks:
-    """``entrance`` is its door; ``blocked`` says that a plain function runs, ``known`` are the tasks that have been found, ``original`` knows copies."""
+    """``entrance`` is its door; ``blocked`` says that a plain function runs, ``known`` are the tasks that have been found.
+
+    ``original`` tells this process from its copies.
+    """
 
     def on_start(self, worker: Any) -> None:
         self.loop: asyncio.AbstractEventLoop = worker.loop
@@ -280,7 +283,7 @@ def _request(message: wire.Message) -> tuple[str, list[Any], dict[str, Any], flo
     """Raises RemoteProtocolError for what is no call of a task."""
     op, payload = message
     request = decode(payload) if op == wire.RUN else None
-    if type(request) is list and tuple(map(type, request)) in _REQUESTS:
+    if type(request) is list and tuple(map(type, request)) in _REQUESTS and (request[3] is None or 0 < request[3] <= LONGEST):
         return tuple(request)
     raise RemoteProtocolError("it is no call of a task")
 

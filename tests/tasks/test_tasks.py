@@ -114,6 +114,15 @@ async def acount(n):
         yield number
 
 @laraman.task
+async def hurries():
+    while True:
+        yield os.getpid()
+
+@laraman.task
+async def asks(x):
+    return await laraman.submit(later, x, timeout=10)
+
+@laraman.task
 def tells(n):
     for number in range(n):
         laraman.progress(number)
@@ -264,6 +273,39 @@ def test_a_stream_that_is_left_ends_its_task(state: Path, jobs: Any) -> None:
     run(work())
 
 
+def test_an_async_stream_that_waits_for_nothing_is_cancelled_when_it_is_left(state: Path, jobs: Any) -> None:
+    async def work() -> int:
+        async with jobs.hurries.stream() as stream:
+            heard = 0
+            async for pid in stream:
+                heard += 1
+                if heard == 1000:
+                    return int(pid)
+        raise AssertionError
+
+    pid = run(work())
+
+    wait_until(lambda: gone(pid) or pid in run(laraman.concurrently(jobs.naps(0.1), jobs.naps(0.1))))
+    assert not gone(pid)
+
+
+def test_a_task_may_ask_for_another_one_where_there_are_more_workers(state: Path, jobs: Any, tmp_path: Path) -> None:
+    assert run(laraman.submit(jobs.asks, 7)) == 7
+    with task_workers(1, Path(jobs.__file__).parent), pytest.raises(TaskError, match="ConfigError: a task cannot wait for another one where one"):
+        run(laraman.submit(jobs.asks, 7))
+
+
+def test_times_that_are_none(state: Path, jobs: Any) -> None:
+    async def work() -> None:
+        before = {await laraman.submit(jobs.pid) for _ in range(5)}
+        for nothing in (0, -1.0, float("nan")):
+            with pytest.raises(TimeoutError, match="took longer than"):
+                await laraman.submit(jobs.naps, 0, timeout=nothing)
+        assert await laraman.submit(jobs.pid, timeout=float("inf")) in before
+
+    run(work())
+
+
 # What ends them -------------------------------------------------------------------------------------------------------------------
 
 
@@ -296,7 +338,7 @@ def test_a_caller_that_cancels_ends_what_holds_the_interpreters_lock(state: Path
 def test_an_async_task_that_stands_still_ends_its_process(state: Path, jobs: Any, tmp_path: Path) -> None:
     with pytest.raises(ConnectionLost):
         run(laraman.submit(jobs.stands, str(tmp_path / "pid")))
-    assert any("its time was over" in (row["last_exit"] or "") for row in rows(state, "status"))
+    wait_until(lambda: any("its time was over" in (row["last_exit"] or "") for row in rows(state, "status")))
 
 
 def test_an_async_task_is_cancelled_and_its_process_stays(state: Path, jobs: Any, tmp_path: Path) -> None:
