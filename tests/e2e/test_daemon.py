@@ -58,6 +58,7 @@ def test_a_daemon_is_ready_when_its_command_returns(daemon: Callable[..., Server
         "laraman.pid": "0o600",
         "control.sock": "0o600",
         "laraman.log": "0o600",
+        "hub.sock": "0o600",
         "laraman.leases": "0o777",  # which only the workers get at
     }
     assert mode(state) == mode(state.parent) == 0o700
