@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from laraman.channel.names import check_name
-from laraman.errors import ConfigError, LinkDown
+from laraman.errors import Busy, ConfigError, LinkDown
 
 if TYPE_CHECKING:
     from laraman.channel.interface import Channel
@@ -73,7 +73,7 @@ class Lock:
                 while True:
                     await asyncio.sleep(soon)
                     soon, asked = self._lease / 3, loop.time()
-                    with contextlib.suppress(LinkDown):
+                    with contextlib.suppress(LinkDown, Busy):
                         if not await self._channel._renew(self.name, self.token, self._lease):
                             break
                         limit.reschedule(asked + self._lease)

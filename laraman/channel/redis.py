@@ -1,4 +1,4 @@
-"""The channel by way of Redis (6.2 or later; one server, or one behind Sentinel's address; not Redis Cluster).
+"""The channel by way of Redis (6.2 or later; one server, or an address that is always the primary's; not Redis Cluster).
 
     topics    PUBLISH to PREFIX:topic:TOPIC; what Redis calls patterns knows no words, so what it sends is filtered here
     queues    a stream with a consumer group each, see ``laraman.channel.redis_scripts``; a job is given again when its holder's visibility is over,

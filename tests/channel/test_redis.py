@@ -20,7 +20,7 @@ from tests.net.serving import until
 from tests.stores import store_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.stores import StoreServer
@@ -82,9 +82,19 @@ async def test_a_full_memory_is_busy_and_what_is_in_it_can_be_done(server: Store
         await enter(channel)
 
 
-async def enter(channel: Any) -> None:
-    async with channel.lock("l", timeout=5):
-        pass
+async def test_a_lock_that_cannot_be_renewed_without_memory_is_lost(server: StoreServer, admin: Any) -> None:
+    async with asyncio.timeout(DEADLINE), connect(server.url) as channel:
+        try:
+            with pytest.raises(LinkDown, match="lock l was lost"):
+                await enter(channel, lambda: (admin.flushall(), admin.config_set("maxmemory", "1mb")), DEADLINE)
+        finally:
+            admin.config_set("maxmemory", "0")
+
+
+async def enter(channel: Any, inside: Callable[[], Any] = lambda: None, seconds: float = 0) -> None:
+    async with channel.lock("l", lease=1, timeout=5):
+        inside()
+        await asyncio.sleep(seconds)
 
 
 async def test_of_what_is_done_and_of_who_has_gone_nothing_is_left(server: StoreServer, admin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
