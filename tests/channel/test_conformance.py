@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,6 @@ from tests.stores import StoreServer, store_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from laraman.channel.interface import Channel
 
@@ -68,6 +68,11 @@ def mortal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreServ
     started = store_server(request.param, tmp_path)
     yield started
     started.kill()
+
+
+def stands_still(pid: int) -> bool:
+    """All threads of it: they are stopped one by one."""
+    return all(status.read_text().rpartition(")")[2].split()[0] == "T" for status in Path(f"/proc/{pid}/task").glob("*/stat"))
 
 
 def more_than(some: set[str], count: int) -> bool:
@@ -198,6 +203,7 @@ async def test_a_server_that_does_not_answer_is_said_in_time_and_goes_on(mortal:
         await channel.put("jobs", 0, key="0")
         await channel.table("t").set("k", 1)
         mortal.process.send_signal(signal.SIGSTOP)
+        await until(functools.partial(stands_still, mortal.process.pid))
         try:
             with pytest.raises(LinkDown, match=r"did not answer in 0\.5 s"):
                 await channel.put("jobs", 1, key="1", timeout=0.5)
