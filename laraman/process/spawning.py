@@ -32,6 +32,7 @@ def wanted_of(master: Master, worker: Worker) -> Desired:
         exclusive=worker.exclusive,
         template=worker.template,
         waits=waits,
+        inner=bool(worker.inner),
     )
 
 

@@ -30,6 +30,7 @@ The rules of a plan:
    generation is READY; until then its slots wait, and what serves goes on serving. While they are rolled, the template of the generation that
    they would fall back to stays, beside its successor.
 10. Of a worker that *waits*, a process that cannot boot, or that keeps failing, does not end the server: its slot waits for the next generation.
+11. Nor does one of an *inner* worker, once the server has started: the others do without, and its slot is tried again and again.
 
 start, stop, reload, scale, crash, hang and recycling are not operations here: they change `Desired`, or they are observations.
 Times are seconds of a monotonic clock and are passed in.
@@ -164,7 +165,7 @@ class Desired:
 
     ``rolling`` is True from the advance of the generation until every slot is served by it, or until it could not boot. ``exclusive`` is rule 7.
     ``template`` names the worker of rule 9; the two have their generations in common, unless nothing of the application is in the template and
-    it serves them all. ``waits`` is rule 10.
+    it serves them all. ``waits`` is rule 10, ``inner`` rule 11.
     """
 
     count: int
@@ -176,6 +177,7 @@ class Desired:
     exclusive: bool = False
     template: str = ""
     waits: bool = False
+    inner: bool = False
     at_once: bool = False
     rolling: bool = False
     newest: int = 0
@@ -426,7 +428,7 @@ def judge(
     if not (failed_roll and covered):
         slot = wanted.slots[process.slot]
         exhausted = _account(slot, process, now, clean=was_ready and (code == 0 or blameless))
-        fatal = exhausted and not covered and (first_boot or not any(steady(other, now) for other in (*others, *served)))
+        fatal = exhausted and not covered and (first_boot or not (wanted.inner or any(steady(other, now) for other in (*others, *served))))
         if fatal and not wanted.waits:
             return Verdict.FATAL
         if wanted.waits and (fatal or not (was_ready or covered)):

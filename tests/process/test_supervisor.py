@@ -325,6 +325,11 @@ def test_a_crash_loop_ends_the_server_unless_a_sibling_is_healthy() -> None:
     assert crash(Desired(2), [process(1)], first_boot=True)[-1] is Verdict.FATAL
 
 
+def test_an_inner_worker_that_keeps_failing_ends_no_server_that_has_started() -> None:
+    assert set(crash(Desired(1, inner=True), [])) == {Verdict.RESPAWN}
+    assert crash(Desired(1, inner=True), [], first_boot=True)[-1] is Verdict.FATAL
+
+
 def test_a_steady_or_blameless_death_is_no_failure() -> None:
     wanted = Desired(1)
     wanted.slots[0].failures = 5
