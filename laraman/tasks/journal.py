@@ -124,6 +124,14 @@ class Journal:
         database.execute("UPDATE tasks SET state = ? WHERE state = ?", (WAITING, RUNNING))
         self.count()
 
+    @property
+    def there(self) -> bool:
+        """Whether the file still is where it was."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file))
+        except OSError:
+            return False
+
     def count(self) -> None:
         """Count anew."""
         self.counts = dict.fromkeys(self.counts, 0)
@@ -132,8 +140,10 @@ class Journal:
     def carry_out(self, orders: Sequence[Order]) -> list[Any]:
         """All of them, or none, in one transaction, which is on disk when this returns: what each returns, or the Busy that it raises.
 
-        Raises sqlite3.Error.
+        Raises sqlite3.Error, also when the file has been removed: nobody would ever find what was written into it.
         """
+        if not self.there:
+            raise sqlite3.OperationalError("its file has been removed")
         self._database.execute("BEGIN IMMEDIATE")
         try:
             results = [_result(order) for order in orders]
@@ -196,7 +206,7 @@ class Journal:
             self.count()
         finally:
             self._database.close()
-            if not any(self.counts.values()):
+            if self.there and not any(self.counts.values()):
                 self.path.unlink(missing_ok=True)
             os.close(self._file)
 

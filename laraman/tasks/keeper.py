@@ -144,6 +144,8 @@ class Keeper:
             except sqlite3.Error as exc:
                 logger.error("The journal %s cannot be written: %s", self._journal.path, exc)
                 results = [LaramanError(f"the journal cannot be written: {exc}")] * len(given)
+                if not self._journal.there:
+                    self._worker.retire("its file has been removed")  # the next one makes it anew
             for (_, future), result in zip(given, results, strict=True):
                 _settle(future, result)
             while self._held and len(self._orders) <= MAX_ORDERS:

@@ -246,6 +246,17 @@ def test_a_restart_that_waits_for_a_task_takes_others_meanwhile(server: Callable
     assert running.done == ["begin long", "long", "short"]
 
 
+def test_a_journal_that_is_removed_is_made_anew_and_until_then_nothing_is_taken(server: Callable[..., Server]) -> None:
+    running = Deferring(server)
+    running.defer("note", "lost", delay=3600)
+    for path in running.server.directory.glob(".laraman/*/journal.db*"):
+        path.unlink()
+    answer = running.defer("note", "refused", delay=3600)
+    assert answer == "LaramanError: the journal cannot be written: its file has been removed"
+    wait_until(lambda: len(running.defer("note", "kept", key="once", delay=3600)) == 32, what="the next journal")
+    assert len(running.rows()) == 1
+
+
 def test_a_deploy_interrupts_nothing(server: Callable[..., Server]) -> None:
     running = Deferring(server)
     running.defer("slow", "through the reload")

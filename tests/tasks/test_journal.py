@@ -148,6 +148,19 @@ def test_the_file_is_for_us_alone(journal: Journal, path: Path) -> None:
     assert modes == dict.fromkeys(("journal.db", "journal.db-wal", "journal.db-shm"), 0o600)
 
 
+def test_nothing_is_written_into_a_file_that_was_removed(path: Path) -> None:
+    with closing(Journal(path, 9)) as journal:
+        do(journal, (journal.add, deferred("a")))
+        path.unlink()
+        with pytest.raises(sqlite3.OperationalError, match="its file has been removed"):
+            do(journal, (journal.add, deferred("b")))
+        path.write_text("somebody else's")
+        with pytest.raises(sqlite3.OperationalError, match="its file has been removed"):
+            do(journal, (journal.done, "a"))
+        assert not journal.there
+    assert path.read_text() == "somebody else's"
+
+
 def test_a_second_server_is_refused(journal: Journal, path: Path) -> None:
     with pytest.raises(BootError, match="is used by another server"):
         Journal(path, 3)
