@@ -191,6 +191,13 @@ class Line:
             with contextlib.suppress(Error, OSError):
                 await subscribed.live.unsubscribe()
 
+    async def drain(self, subscribed: Subscribed) -> None:
+        """The same, but what has been sent to it is told before this returns."""
+        self._subscribed.discard(subscribed)
+        if subscribed.client is self._client and subscribed.live is not None:
+            with contextlib.suppress(Error, OSError):
+                await subscribed.live.drain()
+
     def later(self, subscribed: Subscribed) -> None:
         """From when it is up, before anything else."""
         self._subscribed.add(subscribed)
@@ -229,7 +236,8 @@ class Line:
             if not over.done():
                 over.set_result(None)
 
-        await client.dial(self._complaint, closed_cb=closed, ping_interval=BEAT_SECONDS, max_outstanding_pings=2)
+        beats: dict[str, Any] = {"ping_interval": BEAT_SECONDS, "max_outstanding_pings": 2}
+        await client.dial(self._complaint, closed_cb=closed, flush_timeout=ANSWER_SECONDS, **beats)  # it would wait for ever on one that is lost
         for subscribed in tuple(self._subscribed):
             await subscribed.begin(client)
         await client.flush()

@@ -43,6 +43,12 @@ class NatsClient(Client):  # type: ignore[misc, unused-ignore]
         except NoServersError as exc:
             raise failure or exc from None
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        """nats-py would try to send the rest on a connection that is lost, fail, and tell nobody of the loss."""
+        if self._err is not None:
+            self._pending, self._pending_data_size = [], 0
+        await super()._close(status, do_cbs)
+
     def _connect_command(self) -> bytes:
         """With user and password in it."""
         if self._url.scheme == "tls" and not self._server_info.get("tls_required"):

@@ -215,6 +215,35 @@ async def test_a_server_that_does_not_answer_is_said_in_time_and_goes_on(mortal:
         assert await channel.table("t").increment("k") == 2
 
 
+@pytest.mark.parametrize("mortal", ["nats-server"], indirect=True)
+async def test_a_connection_that_is_lost_with_much_to_send_comes_back(mortal: StoreServer) -> None:
+    """nats-py fails to say that it is lost when it cannot send the rest."""
+    async with asyncio.timeout(2 * DEADLINE), connect(mortal.url) as channel:
+        await channel.put("jobs", 1)
+        mortal.process.send_signal(signal.SIGSTOP)
+        line = channel._line  # type: ignore[attr-defined]
+
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            while True:
+                with contextlib.suppress(LinkDown):
+                    await channel.publish("much", b"x" * 500_000)
+                    sent += 1
+                await asyncio.sleep(0)
+
+        sending = asyncio.create_task(send())
+        await until(lambda: line._client._pending_data_size > 0 and line._client._transport._io_writer.transport.get_write_buffer_size() > 0)
+        mortal.kill()
+        await asyncio.to_thread(mortal.start)
+        assert (await channel.get("jobs", timeout=20)).data == 1
+        before = sent
+        await until(lambda: sent > before + 1)
+        sending.cancel()
+        await asyncio.wait({sending})
+
+
 class Forgetful(RedisChannel):
     """Believes that what it was told will be known."""
 
