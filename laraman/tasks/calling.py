@@ -168,6 +168,8 @@ def _performer() -> Performer:
         raise ConfigError("no server is here that has task workers: with laraman.tasks.calling.use(...) a program uses those of one that runs")
     else:
         path = worker.inner_paths.get(NAME)
+        if path is None and worker.leases is None:
+            raise ConfigError("a server that is this process alone has no task workers: laraman.run(..., task_workers=2) and laraman start have")
         if path is None:
             raise ConfigError(f"this server has no task workers: {HOW}")
         if worker.inner == NAME and worker.config.task_workers == 1:

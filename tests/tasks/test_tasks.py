@@ -15,7 +15,9 @@ import pytest
 
 import laraman
 from laraman.errors import Busy, ConfigError, ConnectionLost, LinkDown, LocalProtocolError, TaskError
+from laraman.net.current import current_worker
 from laraman.process.control import request
+from laraman.process.worker import Worker
 from laraman.tasks import calling
 from laraman.tasks.calling import performing, use
 from laraman.tasks.pool import Pool
@@ -431,6 +433,12 @@ def test_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calling, "_outside", [])
     with pytest.raises(ConfigError, match=r"with laraman\.tasks\.calling\.use\(\.\.\.\)"):
         run(laraman.submit(laraman.task(time.sleep), 1))
+    alone = current_worker.set(Worker("http"))
+    try:
+        with pytest.raises(ConfigError, match="a server that is this process alone has no task workers"):
+            run(laraman.submit(laraman.task(time.sleep), 1))
+    finally:
+        current_worker.reset(alone)
     with use("/nowhere/task.sock"), pytest.raises(LinkDown, match="no task worker at /nowhere"):
         run(laraman.submit(laraman.task(time.sleep), 1))
 
