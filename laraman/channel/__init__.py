@@ -177,4 +177,12 @@ async def _answer(event: events.WorkerStarted) -> None:
     """Whoever has methods is to be reached; but the hub is not its own client."""
     worker = event.worker
     if METHODS and worker.inner != "hub" and (worker.config.channel or "hub" in worker.inner_paths):
-        await current()._ready()
+        await current().take_place()
+
+
+@events.on(events.WorkerStopping)
+async def _leave(event: events.WorkerStopping) -> None:
+    """Whoever is replaced leaves calls to its successor. When the whole server stops there is none."""
+    channel = _channels.get(event.worker)
+    if channel is not None and event.worker.stop_reason != "stop":
+        await channel.leave_place()

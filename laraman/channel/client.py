@@ -213,6 +213,9 @@ class HubChannel(Channel):
         self._served_methods = methods
         await self._line.ask(Op.METHODS, "", "\n".join(methods).encode(), ANSWER_SECONDS, again=True)
 
+    async def _withdraw(self) -> None:
+        await self._serve([])  # what came before is routed by now, and is here before the answer
+
     async def _call(self, name: str, slot: int | None, method: str, payload: bytes, timeout: float) -> bytes:
         line = self._line
         id = line.number()

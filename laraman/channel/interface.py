@@ -45,6 +45,8 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 #: Seconds that the backend has to do what is asked of it, where the caller does not say; and that it has to say good-bye.
 ANSWER_SECONDS, CLOSE_SECONDS = 5.0, 2.0
+#: Seconds that a process waits, when it starts and when it is replaced, until the backend knows whether it answers calls.
+PLACE_SECONDS = 1.0
 #: Seconds that ``_take`` is let wait for jobs at a time, and between two attempts while the backend is away.
 TAKE_SECONDS, AGAIN_SECONDS = 20.0, 0.5
 
@@ -79,6 +81,7 @@ class Channel:
         self._pulling: dict[Work, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening: asyncio.Task[None] | None = None
+        self._serving: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # while it is open
         self._closed = False
 
@@ -230,7 +233,19 @@ class Channel:
         if self.worker is not None:
             self.worker.tasks.start_soon(self._close_at_the_end, name="channel")
         if self.methods:
-            self._soon(self._serve(list(self.methods)))
+            self._serving = self._soon(self._serve(list(self.methods)))
+
+    async def take_place(self) -> None:
+        """Open it; when this returns others can call the methods here, unless the backend is away."""
+        await self._ready()
+        if self._serving is not None:
+            await asyncio.wait({self._serving}, timeout=PLACE_SECONDS)
+
+    async def leave_place(self) -> None:
+        """From now on calls go to others. Those that have come are answered, and what is asked here goes on."""
+        if self._loop is not None and not self._closed and self.methods:
+            with anyio.move_on_after(PLACE_SECONDS), contextlib.suppress(LinkDown):
+                await self._withdraw()
 
     async def _close_at_the_end(self) -> None:
         try:
@@ -259,12 +274,13 @@ class Channel:
         if was_open or self._opening is not None:
             await self._shut()
 
-    def _soon(self, doing: Coroutine[Any, Any, Any]) -> None:
+    def _soon(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Do it beside; that the backend is away is said elsewhere."""
         task = asyncio.get_running_loop().create_task(_quietly(doing))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: doing.close())  # one that is cancelled before it begins does not
+        return task
 
     # Subscriptions and consumers, which tell it that they begin and end ----------------------------------------------------------------
 
@@ -377,6 +393,10 @@ class Channel:
 
     async def _serve(self, methods: list[str]) -> None:
         """From now on take calls of these methods for ``name`` and ``slot``: tell ``_called`` of each. Again when there are more methods."""
+        raise NotImplementedError
+
+    async def _withdraw(self) -> None:
+        """Take no more calls for ``name`` and ``slot``; when this returns, those that were sent here have been told to ``_called``."""
         raise NotImplementedError
 
     async def _call(self, name: str, slot: int | None, method: str, payload: bytes, timeout: float) -> bytes:

@@ -264,6 +264,14 @@ class NatsChannel(Channel):
         for subscribed in self._served:
             await self._line.subscribe(subscribed)
 
+    async def _withdraw(self) -> None:
+        if self._presence is not None:
+            self._presence.cancel()
+            self._presence = None
+            await self._leave_members()
+        for subscribed in self._served[1:]:
+            await self._line.drain(subscribed)
+
     async def _stay_present(self) -> None:
         said = False
         while True:

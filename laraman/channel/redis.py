@@ -78,6 +78,7 @@ class RedisChannel(Channel):
         self._was_there = False
         self._patterns: defaultdict[bytes, set[str]] = defaultdict(set)  # by what was subscribed to in Redis
         self._inbox = self._name("call", self.name, "" if self.slot is None else str(self.slot), self._id)
+        self._place = self._name("place", self._id)  # where it is for those whose calls it answers, when it takes no more of them
         self._remote = Remote(self._name("reply", self._id), self._say, self._gone, self._called)
         self._members: dict[str, tuple[float, list[str]]] = {}  # who was there, and until when that is believed
         self._takers: list[Wire] = []  # connections that wait for jobs, and of these those that have none to wait for
@@ -149,8 +150,8 @@ class RedisChannel(Channel):
     def _told(self, name: bytes, channel: bytes, data: bytes) -> None:
         place = channel.decode(errors="replace")
         try:
-            if place == self._inbox:
-                self._remote.asked(data)
+            if place in (self._inbox, self._place):
+                self._remote.asked(data, self._place)
             elif place == self._remote.here:
                 self._remote.answered(data)
             else:
@@ -257,7 +258,12 @@ class RedisChannel(Channel):
 
     async def _serve(self, methods: list[str]) -> None:
         if self.name:
+            await self._news.subscribe(self._place)
             await self._news.subscribe(self._inbox)
+
+    async def _withdraw(self) -> None:
+        self._news.unsubscribe(self._inbox)
+        await self._news.ask("PING")
 
     async def _call(self, name: str, slot: int | None, method: str, payload: bytes, timeout: float) -> bytes:
         member = name if slot is None else f"{name}[{slot}]"

@@ -179,6 +179,31 @@ async def gone(bench: Bench) -> None:
     require(await caller.call(bench.name, "who") == 1, "somebody else answered")
 
 
+async def replaced(bench: Bench) -> None:
+    """A process that leaves its place answers what it has been asked, and may ask others; who calls then reaches its successor alone."""
+    caller = await bench.open()
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def linger() -> int:
+        begun.set()
+        await end.wait()
+        return 0
+
+    leaves = await bench.serve(0, who=lambda: 0, linger=linger)
+    await reached(caller, bench.name, 1)
+    call = asyncio.create_task(caller.call(bench.name, "linger", timeout=20))
+    await begun.wait()
+    await bench.serve(0, who=lambda: 1)
+    await leaves.leave_place()
+    for member in (bench.name, f"{bench.name}[0]"):
+        found = {await channel.call(member, "who", timeout=20) for channel in (caller, leaves) for _ in range(20)}
+        require(found == {1}, f"{member} is {found}")
+    require(await caller.call_all(bench.name, "who", timeout=20) == [1], "call_all reaches others")
+    await asyncio.sleep(2)  # callers look whether whom they wait for is still there
+    end.set()
+    require(await call == 0, "its last answer was lost")
+
+
 async def many(bench: Bench) -> None:
     """A thousand calls, sixteen at a time, all have their own answers."""
     caller = await bench.open()
@@ -194,4 +219,4 @@ async def many(bench: Bench) -> None:
     require(len(answers) == 1000 and all(number == answer for number, answer in answers), "answers went astray")
 
 
-ANSWERS = (any_member, slots, asynchronous, remote_errors, unknown, unencodable, late, nobody, gone, many)
+ANSWERS = (any_member, slots, asynchronous, remote_errors, unknown, unencodable, late, nobody, gone, replaced, many)

@@ -45,7 +45,7 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 async def test_a_backend_keeps_the_contract(backend: StoreServer) -> None:
     said: list[str] = []
-    assert await check_channel(functools.partial(connect, backend.url), said.append) == len(CHECKS) == 45
+    assert await check_channel(functools.partial(connect, backend.url), said.append) == len(CHECKS) == 46
     assert said == [f"channel: {len(CHECKS)} checks passed"]
 
 
@@ -256,5 +256,5 @@ class Forgetful(RedisChannel):
 
 @pytest.mark.parametrize("backend", ["redis-server"], indirect=True)
 async def test_the_kit_finds_what_is_wrong(backend: StoreServer) -> None:
-    with pytest.raises(AssertionError, match=r"(?s)3 of 45 checks.*Of many who compare and set the same at once one succeeds"):
+    with pytest.raises(AssertionError, match=r"(?s)3 of 46 checks.*Of many who compare and set the same at once one succeeds"):
         await check_channel(functools.partial(Forgetful, backend.url))

@@ -308,3 +308,44 @@ def test_a_hub_that_is_killed_while_its_queue_is_full_has_all_of_it(server: Call
                 await there.get("full", timeout=0.1)
 
     asyncio.run(fill_kill_and_empty())
+
+
+def test_a_reload_interrupts_no_call(server: Callable[..., Server]) -> None:
+    """Neither what is being answered nor what comes meanwhile: a process that is replaced takes no more calls, and finishes those it has."""
+    code = """
+import asyncio
+from laraman import channel
+
+async def app(scope, receive, send):
+    raise NotImplementedError
+
+@channel.method
+async def echo(value):
+    await asyncio.sleep(0.02)
+    return value
+"""
+    running = server("app:app", "--workers", "2", "--lifespan", "off", files={"app.py": code})
+
+    async def call(caller: channel.Channel, first: int, over: asyncio.Event) -> int:
+        count = 0
+        while not over.is_set():
+            member = ("http", "http[0]", "http[1]")[count % 3]
+            assert await caller.call(member, "echo", first + count, timeout=DEADLINE) == first + count
+            count += 1
+        return count
+
+    def reload() -> None:
+        before = {row["pid"] for row in running.processes()}
+        assert running.cli("reload").returncode == 0
+        assert not before & {row["pid"] for row in running.processes()}
+
+    async def both() -> None:
+        over = asyncio.Event()
+        async with channel.connect(f"unix://{hub_of(running)}") as caller:
+            callers = [asyncio.create_task(call(caller, number * 1_000_000, over)) for number in range(40)]
+            for _ in range(3):
+                await asyncio.to_thread(reload)
+            over.set()
+            assert all(count > 1 for count in await asyncio.gather(*callers))
+
+    asyncio.run(both())
