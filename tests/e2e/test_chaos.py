@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fork
 
-#: Jobs, and how many processes are killed: what is left then is done in peace. Not through NATS: nats-server 2.9.10 that is killed with SIGKILL has
-#: lost some of the jobs that were being worked on, in benchmarks.chaos.
+#: Jobs, and how many processes are killed: what is left then is done in peace. Not through NATS: nats-server 2.9.10 that was killed 29 times while
+#: 20,000 jobs flowed lost 13 of them, in benchmarks.chaos.
 JOBS, KILLS = {"hub": 3000, "redis": 2000}, 9
 
 
