@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from laraman.net.encoding import decode, encode
 from laraman.process.naming import resolve
 from laraman.protocols import task as wire
 from laraman.sandbox.operation import TASK, Operation
-from laraman.tasks.declared import LONGEST, as_task
+from laraman.tasks.declared import LONGEST, as_task, teller
 from laraman.tasks.door import TaskDoor
 from laraman.tasks.leash import end, limit
 from laraman.tasks.performing import perform, raised, result_of
@@ -40,6 +42,8 @@ MARGIN = 2.0
 TURN = 1.0
 #: Seconds that an ``async`` task has to end when it is cancelled.
 CANCEL_SECONDS = 2.0
+#: Bytes of an answer that the thread may send itself: so few go into a unix socket as a whole or not at all. Elsewhere than on Linux nobody says so.
+AT_ONCE = 16 * 1024 if sys.platform == "linux" else 0
 
 
 class Tasks:
@@ -106,7 +110,7 @@ class Tasks:
 class Served(Connection):
     """A caller. One task at a time runs for it; when it hangs up, the task is to end, or else this process."""
 
-    __slots__ = ("_news", "_seconds", "_telling", "leash", "name")
+    __slots__ = ("_answered", "_descriptor", "_news", "_seconds", "_telling", "leash", "name")
 
     handler: Tasks
     protocol: wire.Task
@@ -119,11 +123,15 @@ class Served(Connection):
         self._seconds: float | None = None
         self._news: bytes | None = None
         self._telling = False
+        self._descriptor = -1
+        self._answered = False
 
     # Its life --------------------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        # Of its own, and open for as long as a task runs: nobody else's can have its number when the thread writes.
+        self._descriptor = os.dup(transport.get_extra_info("socket").fileno())
         self.handler.entrance.entered(self)
 
     def data_received(self, data: bytes) -> None:
@@ -138,11 +146,18 @@ class Served(Connection):
     def connection_lost(self, exc: BaseException | None) -> None:
         running = self.running
         super().connection_lost(exc)
-        if running is not None and not self.worker.stopping:
+        if running is not None and not self._answered and not self.worker.stopping:
             self._given_up(running)
-        if running is None and self.leash is not None:
-            self.leash.close()
+        if running is None:
+            self._let_loose()
         self.handler.entrance.left(self)
+
+    def _let_loose(self) -> None:
+        if self.leash is not None:
+            self.leash.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _given_up(self, running: asyncio.Task[None]) -> None:
         """The caller has hung up while its task runs."""
@@ -193,7 +208,7 @@ class Served(Connection):
         except RemoteProtocolError as exc:
             self._refuse(exc)
             return
-        self.name, self._seconds = name, seconds
+        self.name, self._seconds, self._answered = name, seconds, False
         self.handler.entrance.begin()
         operation = Operation(TASK, name)
         self._await("on_message", operation, self.worker.sandbox.context(operation), self._answer(operation, args, kwargs))
@@ -203,13 +218,15 @@ class Served(Connection):
             reply = await self._outcome(operation, args, kwargs)
             self.handler.original.check()
         finally:
-            if self.error is not None and self.leash is not None:
-                self.leash.close()
+            if self.error is not None:
+                self._let_loose()
             following = self.handler.entrance.end()
             if following is not None and self.error is not None:
                 self.handler.entrance.take(following)
-        replies: tuple[wire.Message, ...] = (reply,)
-        if self._news is not None:
+        if self.error is not None:  # it was answered in the thread, and its caller has gone
+            return
+        replies: tuple[wire.Message, ...] = () if self._answered else (reply,)
+        if self._news is not None and replies:
             replies, self._news = ((wire.PROGRESS, self._news), reply), None
         if self.writing_paused:
             await self.writable()
@@ -217,7 +234,7 @@ class Served(Connection):
             self.let_go(*replies)
             if following is not None:
                 self.handler.entrance.take(following)
-        else:
+        elif replies:
             self._write(*replies)
 
     async def _outcome(self, operation: Operation, args: list[Any], kwargs: dict[str, Any]) -> wire.Message:
@@ -241,6 +258,10 @@ class Served(Connection):
         task = self.handler.known.get(self.name) or await self.handler.find(self.name, self._blocking)
         if task.coroutine or task.async_generator:
             self.handler.watch()
+        elif not task.generator:
+            teller.set(self._tell)
+            payload: bytes = await self._blocking(self._call, task, args, kwargs)
+            return payload
         return result_of(task, await perform(task, args, kwargs, blocking=self._blocking, part=self._part, tell=self._tell))
 
     async def _blocking(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -250,6 +271,26 @@ class Served(Connection):
             return await self.handler.blocking(self._seconds, function, *args)
         finally:
             self.leash.loose()
+
+    def _call(self, task: Task[Any, Any], args: list[Any], kwargs: dict[str, Any]) -> bytes:
+        """In the thread. Where nothing else is to be done or said before the answer it is sent from here: to wake the loop for that takes longer
+        than all the rest of a short task.
+        """
+        payload = result_of(task, task.function(*args, **kwargs))
+        self.handler.original.check()
+        if self._wrapper is None and len(payload) < AT_ONCE and self._news is None and not (self._telling or self.writing_paused):
+            assert self.leash is not None
+            frame = self.protocol.send((wire.DONE, payload))
+            self.leash.loose()  # who has an answer may go
+            self._answered = True
+            try:
+                os.write(self._descriptor, frame)
+            except OSError:  # there is no room for it now, or its caller has gone
+                self._answered = False
+            else:
+                self.bytes_out += len(frame)
+                self.messages_out += 1
+        return payload
 
     # What it says while it runs --------------------------------------------------------------------------------------------------
 
