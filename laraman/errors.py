@@ -16,6 +16,11 @@
       IllegalTransition      a state machine was asked for a step its table does not have: a bug, always loud
 """
 
+from __future__ import annotations
+
+#: Characters that other processes are told of an exception's message, and of its traceback, from the end.
+MAX_REMOTE_MESSAGE, MAX_REMOTE_TRACEBACK = 2000, 16_000
+
 
 class LaramanError(Exception):
     """Base of every error laraman raises on purpose."""
@@ -83,6 +88,18 @@ class TaskError(LaramanError):
         self.type = type
         self.message = message
         self.traceback = traceback
+
+    @classmethod
+    def of(cls, exc: BaseException, trace: str) -> TaskError:
+        """What is told of ``exc``, and of ``trace`` the end: no more than fits into a message, and all of it can be encoded."""
+        kind = type(exc)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        try:
+            message = str(exc)
+        except Exception as broken:
+            message = f"its text cannot be had: {type(broken).__name__}"
+        texts = (name, message[:MAX_REMOTE_MESSAGE], trace[-MAX_REMOTE_TRACEBACK:])
+        return cls(*(text.encode(errors="backslashreplace").decode() for text in texts))
 
     def __reduce__(self) -> tuple[object, ...]:
         return TaskError, (self.type, self.message, self.traceback)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 #: Calls that one process answers at a time; more are told that it is busy.
 MAX_CALLS = 1000
-#: Characters of a message, and of a traceback, from its end.
-MAX_MESSAGE, MAX_TRACEBACK = 2000, 16_000
 
 _RESULT, _RAISED, _BUSY = 0, 1, 2
 
@@ -132,11 +130,5 @@ def _returned(method: str, result: Any) -> bytes:
 
 def raised(exc: BaseException) -> bytes:
     """The answer of a call that raised."""
-    kind = type(exc)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        message = str(exc)
-    except Exception as broken:
-        message = f"its text cannot be had: {type(broken).__name__}"
-    trace = "".join(traceback.format_exception(exc))[-MAX_TRACEBACK:]
-    return encode([_RAISED, *(text.encode(errors="backslashreplace").decode() for text in (name, message[:MAX_MESSAGE], trace))])
+    error = TaskError.of(exc, "".join(traceback.format_exception(exc)))
+    return encode([_RAISED, error.type, error.message, error.traceback])

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from laraman.tasks.declared import Task
 
-#: Characters of a message, and of a traceback, from its end.
-MAX_MESSAGE, MAX_TRACEBACK = 2000, 16_000
-
 _HERE = str(Path(__file__).parent)
 
 
@@ -68,15 +65,9 @@ def result_of(task: Task[Any, Any], result: Any) -> bytes:
 
 def raised(exc: BaseException) -> bytes:
     """What the caller is told of it."""
-    kind = type(exc)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        message = str(exc)
-    except Exception as broken:
-        message = f"its text cannot be had: {type(broken).__name__}"
     ours = isinstance(exc, LocalProtocolError)  # it says where it is; a stack of ours would not
-    trace = "" if ours else "".join(traceback.format_exception(kind, exc, _outside(exc)))[-MAX_TRACEBACK:]
-    return encode([text.encode(errors="backslashreplace").decode() for text in (name, message[:MAX_MESSAGE], trace)])
+    error = TaskError.of(exc, "" if ours else "".join(traceback.format_exception(type(exc), exc, _outside(exc))))
+    return encode([error.type, error.message, error.traceback])
 
 
 def _outside(exc: BaseException) -> Any:
