@@ -57,6 +57,7 @@ SERVERS = {
     "granian": ["granian", "--interface", "asgi", "--workers", "1", "--no-access-log", "--backpressure", "20000"],
 }
 PEERS = ("uvicorn", "granian")  # what the ratios are to
+OTHERS = ("bare", "redis-py", "nats-py", "executor")  # of scenarios that these two do not take part in
 GUARDS = ("laraman-off", "laraman", "laraman-restore", "laraman-strict")
 GATEWAY_APP = "benchmarks.gateway_app:app"
 
@@ -393,7 +394,7 @@ def table(scenario: str, results: dict[str, Sample]) -> str:
     if not results:
         return f"{scenario}: every server failed"
     columns = list(next(iter(results.values())))
-    peers = [peer for peer in (*PEERS, "bare") if peer in results]
+    peers = [peer for peer in (*PEERS, *OTHERS) if peer in results]
     lines = [f"| {' | '.join([scenario, *columns, *(f'x {peer}' for peer in peers)])} |"]
     lines.append("|---" + "|--:" * (len(columns) + len(peers)) + "|")
     for name, result in results.items():
@@ -406,7 +407,7 @@ def table(scenario: str, results: dict[str, Sample]) -> str:
 def facts() -> dict[str, Any]:
     """What was measured, and on what."""
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    packages = ("laraman", "uvicorn", "granian", "uvloop", "httptools", "wsproto", "websockets", "fastapi", "starlette")
+    packages = ("laraman", "uvicorn", "granian", "uvloop", "httptools", "wsproto", "websockets", "fastapi", "starlette", "redis", "nats-py")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "--", "laraman") else ""),
