@@ -28,8 +28,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from nats.errors import Error, NoRespondersError
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
-from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
 from laraman.channel.interface import ANSWER_SECONDS, Channel
 from laraman.channel.jobs import Job
@@ -55,10 +53,6 @@ logger = logging.getLogger("uvicorn.error")
 
 #: Seconds for which a question for jobs stands, and those in which what waits is sent at the end.
 PULL_SECONDS, FLUSH_SECONDS = 1.0, 1.0
-#: Questions for jobs that may stand in one queue at a time.
-MAX_PULLS = 8192
-#: How NATS says that a stream of that name is there, made otherwise.
-_OTHERWISE = 10058
 
 
 class NatsChannel(Channel):
@@ -79,7 +73,6 @@ class NatsChannel(Channel):
         self._jobs = self._name("jobs", self._id)  # where jobs come in
         self._inboxes: dict[str, _Inbox] = {}
         self._rooms: dict[str, Room] = {}
-        self._queues: dict[str, float] = {}  # those that are there, and the visibility they have
         self._served: list[Subscribed] = []
         self._present = asyncio.Event()
         self._presence: asyncio.Task[None] | None = None
@@ -110,7 +103,8 @@ class NatsChannel(Channel):
         self._present.set()
 
     def _is_down(self) -> None:
-        self._queues.clear()
+        for room in self._rooms.values():
+            room.forget()
         for inbox in self._inboxes.values():
             while inbox.standing:
                 inbox.end(inbox.standing[0])
@@ -148,49 +142,14 @@ class NatsChannel(Channel):
     def _subject(self, queue: str, last: str) -> str:
         return self._name("queue", _plain(queue), last)
 
-    async def _make_queue(self, stream: JetStreamContext, queue: str, visibility: float) -> None:
-        """Let there be a stream, and its consumer with this visibility or a longer one."""
-        if self._queues.get(queue, -1.0) >= visibility:
-            return
-        name = self._stream_name(queue)
-        config = StreamConfig(
-            name=name,
-            subjects=[self._subject(queue, "*")],
-            retention=RetentionPolicy.WORK_QUEUE,
-            discard=DiscardPolicy.NEW,
-            max_msgs_per_subject=1,
-            discard_new_per_subject=True,
-        )
-        try:
-            await stream.add_stream(config)
-        except BadRequestError as exc:
-            if exc.err_code != _OTHERWISE:
-                raise
-            await stream.update_stream(config)
-        kept = await self._make_consumer(stream, name, visibility) if visibility else 0.0
-        self._queues[queue] = max(kept, visibility)
-
-    async def _make_consumer(self, stream: JetStreamContext, name: str, visibility: float) -> float:
-        try:
-            kept = (await stream.consumer_info(name, CONSUMER)).config.ack_wait or 0.0
-        except NotFoundError:
-            kept = 0.0
-        if kept < visibility:
-            options = {"max_ack_pending": -1, "max_waiting": MAX_PULLS, "ack_policy": AckPolicy.EXPLICIT}
-            await stream.add_consumer(name, ConsumerConfig(durable_name=CONSUMER, ack_wait=visibility, **options))  # type: ignore[arg-type]
-        return max(kept, visibility)
+    def _room(self, queue: str) -> Room:
+        return self._rooms.setdefault(queue, Room(queue, self._stream_name(queue), self._subject(queue, "*"), self.limit))
 
     async def _put(self, queue: str, key: str, payload: bytes, timeout: float) -> str:
         subject = self._subject(queue, hashlib.blake2b(key.encode(), digest_size=16).hexdigest())
 
         async def put(_: Client, stream: JetStreamContext) -> str:
-            await self._make_queue(stream, queue, 0.0)
-            room = self._rooms.setdefault(queue, Room(queue, self._stream_name(queue), self.limit))
-            try:
-                return await room.put(stream, subject, payload)
-            except NoStreamResponseError:
-                self._queues.pop(queue, None)  # it was deleted, or is not there yet again
-                raise
+            return await self._room(queue).put(stream, subject, payload)
 
         return str(await self._line.ask(f"put in queue {queue}", put, timeout=timeout, again=True))
 
@@ -449,10 +408,11 @@ class _Pull:
 
     async def ask(self, client: Client, stream: JetStreamContext) -> Msg | None:
         channel, loop = self._channel, asyncio.get_running_loop()
-        await channel._make_queue(stream, self._queue, self._visibility)
+        room = channel._room(self._queue)
+        await room.prepare(stream, self._visibility)
         inbox = channel._inboxes.get(self._queue)
         if inbox is None:
-            inbox = channel._inboxes[self._queue] = _Inbox(f"{channel._jobs}.{_plain(self._queue)}", lambda: channel._queues.pop(self._queue, None))
+            inbox = channel._inboxes[self._queue] = _Inbox(f"{channel._jobs}.{_plain(self._queue)}", room.forget)
             channel._line.later(inbox.subscribed)
         await inbox.subscribed.begin(client)
         self._over = loop.create_future()

@@ -166,10 +166,8 @@ class Line:
                 raise Error("the connection was lost")
             return asking.result()
         finally:
-            if not asking.done():
-                asking.cancel()
-            elif not asking.cancelled():
-                asking.exception()
+            asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+            asking.cancel()
 
     async def subscribe(self, subscribed: Subscribed) -> None:
         """Until ``unsubscribe``, whatever becomes of the connection; active when this returns."""
