@@ -34,7 +34,7 @@ _OTHERWISE = 10058
 
 
 class Room:
-    """That of one queue, as far as this process knows."""
+    """The stream of one queue, and its consumer, as far as this process knows."""
 
     def __init__(self, queue: str, name: str, subject: str, limit: int) -> None:
         self._queue = queue
