@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio.to_thread
 import pytest
 
+from laraman import events
 from laraman.errors import ConnectionLost
 from laraman.process.control import request
+from laraman.sandbox.locals import Local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +58,17 @@ def _logging_stays() -> Iterator[None]:
     for logger, (handlers, level, propagate, disabled) in zip(loggers, before, strict=True):
         logger.handlers[:], logger.propagate, logger.disabled = handlers, propagate, disabled
         logger.setLevel(level)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """No listeners and locals but those of this test: applications that others have imported may have registered some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(events, "_registered", [])
+        patch.setattr(Local, "count", 0)
+        events.changed()
+        yield
+    events.changed()
 
 
 def wait_until(condition: Callable[[], T], timeout: float = DEADLINE, what: str = "the condition") -> T:

@@ -55,14 +55,10 @@ async def test_each_is_a_task_of_the_worker(told: list[str]) -> None:
     assert (worker.in_flight, methods._running) == (0, set())
 
 
-async def test_without_listeners_a_plain_one_answers_there_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_registered", [])
-    events.changed()
+async def test_without_listeners_a_plain_one_answers_there_and_then(alone: None) -> None:
     replied: list[bytes] = []
     assert Methods(a_worker()).called(lambda: current().name, "method", encode_call((), {}, 1.0), replied.append) is None  # type: ignore[union-attr]
     assert [result_of(each) for each in replied] == ["task method"]
-    monkeypatch.undo()
-    events.changed()
 
 
 async def test_while_one_is_answered_the_worker_drains() -> None:

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from laraman import events
 from laraman.events import MessageReceived, MessageTerminated
-from laraman.sandbox.locals import Local
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class Around:
@@ -32,14 +28,8 @@ class Around:
 
 
 @pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    """No listeners and locals but those of this test: applications that others have imported may have registered some."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(events, "_registered", [])
-        patch.setattr(Local, "count", 0)
-        events.changed()
-        yield
-    events.changed()
+def _alone(alone: None) -> None:
+    """Every test here."""
 
 
 @pytest.fixture
