@@ -277,6 +277,11 @@ def _run(program: Awaitable[Any]) -> Any:
 # The servers ----------------------------------------------------------------------------------------------------------------------
 
 
+def path_of(program: str) -> str | None:
+    """Debian has nats-server where only root looks for programs."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
 class Stored:
     """A redis-server or nats-server with files in ``directory``: those of one that was killed are those of the next."""
 
@@ -292,7 +297,7 @@ class Stored:
         redis = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory), "--save", "", "--appendonly", "yes"]
         redis += ["--auto-aof-rewrite-min-size", "1mb"]  # one that is long is long in being read
         nats = ["--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", str(self.directory)]
-        command = [self.program, *(redis if self.program == "redis-server" else nats)]
+        command = [path_of(self.program) or self.program, *(redis if self.program == "redis-server" else nats)]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.target = Target(self.process, self.port, 0, str(self.directory))
@@ -432,7 +437,7 @@ def main() -> None:
     options = arguments()
     needed = list(dict.fromkeys(PEERS[peer][1] for peer in options.peers))
     for program in needed:
-        if program != "laraman" and not shutil.which(program):
+        if program != "laraman" and not path_of(program):
             raise SystemExit(f"{program} is not installed (apt-get install {program})")
     results = {}
     with tempfile.TemporaryDirectory(prefix="b-") as directory, ExitStack() as stack:

@@ -15,7 +15,7 @@ from laraman.channel import connect, redis_wire
 from laraman.channel import redis as redis_module
 from laraman.channel.redis import RedisChannel
 from laraman.errors import Busy, LinkDown
-from tests.conftest import DEADLINE
+from tests.conftest import DEADLINE, free_ports
 from tests.net.serving import until
 from tests.stores import store_server
 
@@ -140,7 +140,9 @@ async def test_a_replica_is_said_once_and_a_promoted_one_is_used(server: StoreSe
 
 
 async def test_redis_cluster_is_refused(tmp_path: Path) -> None:
-    cluster = store_server("redis-server", tmp_path, "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
+    (bus,) = free_ports(1)  # of its own: a port number 10,000 higher may be none
+    options = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(bus))
+    cluster = store_server("redis-server", tmp_path, *options)
     try:
         async with connect(cluster.url) as channel:
             with pytest.raises(LinkDown, match="it is a cluster, which the channel does not support"):
