@@ -89,12 +89,12 @@ def test_a_program_of_workers(server: Callable[..., Server], free_port: int) -> 
     assert [line.split()[:2] for line in shown.splitlines()[3:]] == [["echo", "0"], ["echo", "1"], ["alone", "0"], ["fixed", "0"]]
 
     # A reload brings new code, and is told to everybody whom it leaves alone, too.
-    (running.directory / "handlers.py").write_text(HANDLERS.replace('"one"', '"two"'))
+    (running.directory / "handlers.py").write_text(HANDLERS.replace('"one"', '"second"'))  # of another length: compiled files know times in seconds
     answer = running.cli("reload")
     assert (answer.returncode, answer.stderr) == (0, "laraman: not reloadable, because the handler is no import string: fixed\n")
     assert not pids(running, "echo") & echo
     assert (pids(running, "alone"), pids(running, "fixed")) == (alone, fixed)
-    assert ask(running.port, "hello") == "two hello 7"
+    assert ask(running.port, "hello") == "second hello 7"
     wait_mark(running, "failing")
     wait_until(lambda: sorted(word for word in words(running) if word.startswith("reload")) == ["reload echo", "reload echo", "reload fixed"])
     wait_until(lambda: "Worker alone: on_reload raised" in running.output)
